@@ -1,0 +1,5 @@
+"""`python -m autoparallel`."""
+
+from autoparallel.cli import main
+
+main()

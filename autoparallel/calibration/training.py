@@ -1,0 +1,167 @@
+"""Training calibration: measured step times -> constants and spreads of every family.
+
+Two levels. One fit over everything gives the constants of an unknown machine; each family (framework x
+GPU generation) is then fitted with a pull to those. Residuals of runs whose whole split group was left
+out of both fits say how wide predictions must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel.calibration.fit import Data, Fit, fit, log_error
+from autoparallel.calibration.spread import fit_spread, layout_spread
+from autoparallel.constants import CONSTANT_NAMES, Constants
+from autoparallel.cost.step import StepTime, step_time
+from autoparallel.measured.cases import Reading, case, select
+from autoparallel.profiles import Calibration, Spread
+
+Column = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Progress = Callable[[str], None]
+
+FIXED = ("expert_imbalance", "moe_traffic")
+"""Constants that published runs cannot tell apart from others; they stay at their prior."""
+FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
+    "nanotron": {"launch_tp_pp_factor": 2.0, "launch_tp_factor": 0.5}
+}
+"""Constants only one framework needs, with where its fit starts."""
+GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
+IDENTIFIED = 0.6
+"""A constant is measured when the data shrink its prior's width to this share or less."""
+EVERYTHING = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rows:
+    """Timed runs: their readings and the one case that holds them all, in the same order."""
+
+    readings: Sequence[Reading]
+    data: Data
+    families: NDArray[np.str_]
+
+    def at(self, mask: Mask) -> Data:
+        """The runs of `mask`."""
+        index = np.flatnonzero(mask)
+        return Data(
+            case=select(self.data.case, index),
+            seconds=self.data.seconds[index],
+            groups=self.data.groups[index],
+        )
+
+
+def timed_rows(readings: Sequence[Reading]) -> Rows:
+    """The readings that have a step time."""
+    timed = [r for r in readings if r.run.seconds]
+    data = Data(
+        case=case(timed, Constants()),
+        seconds=np.array([r.run.seconds for r in timed], dtype=np.float64),
+        groups=np.array([r.run.split_group or r.run.source for r in timed]),
+    )
+    return Rows(readings=timed, data=data, families=np.array([r.family for r in timed]))
+
+
+def framework_part(family: str) -> str:
+    """The framework of a family id: `megatron-hopper` -> `megatron`."""
+    return family.rpartition("-")[0]
+
+
+def fit_everything(rows: Rows, among: Mask) -> Fit:
+    """Constants of an unknown machine, from all families without constants of their own."""
+    ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
+    names = [n for n in CONSTANT_NAMES if n not in (*FIXED, "launch_tp_pp_factor")]
+    use = among & ordinary if (among & ordinary).any() else among
+    return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH)
+
+
+def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | None:
+    """Constants of one family, pulled to `base`; None without runs."""
+    mine = among & (rows.families == family)
+    if not mine.any():
+        return None
+    own = FAMILY_ONLY.get(framework_part(family), {})
+    names = [n for n in CONSTANT_NAMES if n not in FIXED and (n != "launch_tp_pp_factor" or n in own)]
+    return fit(rows.at(mine), names, replace(base, **own), FAMILY_WIDTH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LeftOut:
+    """Predictions of every run from fits that never saw its split group."""
+
+    log_errors: Column
+    step: StepTime
+
+
+def leave_one_group_out(rows: Rows, progress: Progress = lambda text: None) -> LeftOut:
+    """Predict every split group from the others."""
+    errors = np.zeros(len(rows.readings))
+    parts = {f.name: np.zeros(len(rows.readings)) for f in fields(StepTime)}
+    for group in dict.fromkeys(rows.data.groups.tolist()):
+        progress(group)
+        held = rows.data.groups == group
+        base = fit_everything(rows, ~held).constants
+        for family in np.unique(rows.families[held]):
+            own = fit_family(rows, str(family), ~held, base)
+            at = held & (rows.families == family)
+            data = rows.at(at)
+            constants = own.constants if own else base
+            step = step_time(replace(data.case, constants=constants))
+            errors[at] = np.log(np.asarray(step.iteration_s) / data.seconds)
+            for name, column in parts.items():
+                column[at] = getattr(step, name)
+    return LeftOut(log_errors=errors, step=StepTime(**parts))
+
+
+def calibrate(
+    rows: Rows, left_out: LeftOut, source: str
+) -> tuple[dict[str, Calibration], dict[str, Fit]]:
+    """Calibrations of every family and of everything, and the fits behind them."""
+    everybody = np.ones(len(rows.readings), dtype=bool)
+    base = fit_everything(rows, everybody)
+    fits = {EVERYTHING: base}
+    for family in np.unique(rows.families):
+        own = fit_family(rows, str(family), everybody, base.constants)
+        assert own is not None
+        fits[str(family)] = own
+    return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
+
+
+def _calibration(rows: Rows, left_out: LeftOut, name: str, own: Fit, source: str) -> Calibration:
+    mine = rows.families == name if name != EVERYTHING else np.ones(len(rows.readings), dtype=bool)
+    return Calibration(
+        family=name,
+        constants=own.constants,
+        spread=_spread(rows, left_out, mine),
+        state="measured",
+        rows=int(mine.sum()),
+        measured_names=tuple(
+            n for n, d in own.deviations.items() if d <= IDENTIFIED * _width(name)
+        ),
+        source=source,
+    )
+
+
+def _width(name: str) -> float:
+    return GLOBAL_WIDTH if name == EVERYTHING else FAMILY_WIDTH
+
+
+def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
+    index = np.flatnonzero(mine)
+    step = StepTime(**{f.name: getattr(left_out.step, f.name)[index] for f in fields(StepTime)})
+    errors = left_out.log_errors[index]
+    search_groups = np.array([rows.readings[i].run.search_group for i in index])
+    weights = rows.at(mine).weights()
+    return fit_spread(step, errors, weights, layout_spread(errors, search_groups))
+
+
+def errors_of(rows: Rows, calibrations: Mapping[str, Calibration]) -> Column:
+    """log(predicted / measured) of every run under its family's calibration."""
+    errors = np.zeros(len(rows.readings))
+    for family in np.unique(rows.families):
+        at = rows.families == family
+        errors[at] = log_error(rows.at(at), calibrations[str(family)].constants)
+    return errors

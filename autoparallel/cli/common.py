@@ -1,0 +1,237 @@
+"""What the verbs share: their flags, the request these make, and how answers are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from autoparallel.errors import ConfigError, bad_value
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autoparallel.request import TrainingRequest
+
+ModelFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Catalog name, or a Hugging Face config.json.", metavar="NAME|PATH"
+    ),
+]
+GpusFlag: TypeAlias = Annotated[
+    int | None, typer.Option("--gpus", help="Number of GPUs.", metavar="N")
+]
+ClusterFlag: TypeAlias = Annotated[
+    str | None, typer.Option("--cluster", help="Catalog name or file [dgx-h100].", metavar="NAME")
+]
+GpuFlag: TypeAlias = Annotated[
+    str | None, typer.Option("--gpu", help="GPU in place of the cluster's own.", metavar="NAME")
+]
+FrameworkFlag: TypeAlias = Annotated[
+    str | None, typer.Option("--framework", help="[megatron-core]", metavar="NAME")
+]
+PrecisionFlag: TypeAlias = Annotated[
+    str | None, typer.Option("--precision", help="bf16, fp8, mxfp8, ... [bf16]", metavar="NAME")
+]
+BatchFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--global-batch-size", help="Sequences a step [the model's own].", metavar="N"),
+]
+SequenceFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--seq-length", help="Tokens a sequence [the model's own].", metavar="N"),
+]
+TokensFlag: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--tokens", help="Tokens of the whole run [the model's own].", metavar="N"),
+]
+SpaceFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--space", help="Which choices are searched [default].", metavar="NAME"),
+]
+AllowFlag: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="numerics: also search what changes the mathematics."),
+]
+ObjectiveFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--objective", help="iteration_s, cost_usd, energy_kwh or memory_bytes."),
+]
+BaselineFlag: TypeAlias = Annotated[
+    str, typer.Option("--baseline", help="A layout to compare with.", metavar="LAYOUT")
+]
+FromFlag: TypeAlias = Annotated[
+    Path | None, typer.Option("--from", help="Repeat a saved request.yaml.", metavar="FILE")
+]
+ConfigDirFlag: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--config-dir", help="Own models, clusters, spaces, in front of the shipped."),
+]
+ProfilesDirFlag: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--profiles-dir", help="Own calibrated constants, in front of the shipped."),
+]
+JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietFlag: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from autoparallel import __version__
+
+        typer.echo(f"autoparallel {__version__}")
+        raise typer.Exit
+
+
+def top_level(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Find the best parallel layout for a large language model on a cluster."""
+
+
+def request_from(
+    flags: Mapping[str, Any],
+    *,
+    allow: Sequence[str] | None = None,
+    saved: Path | None = None,
+    config_dir: Path | None = None,
+    profiles_dir: Path | None = None,
+) -> TrainingRequest:
+    """The request that the flags make, or the one saved in a file.
+
+    Args:
+        flags: Keyword arguments of `training_request`; None, "" and () mean not given.
+        allow: Words of `--allow`.
+        saved: A request.yaml that takes the place of all flags.
+        config_dir: A folder in front of the shipped data.
+        profiles_dir: A folder in front of the shipped profiles.
+    """
+    from autoparallel.request import training_request
+
+    folders: dict[str, Any] = {"config_dir": config_dir, "profiles_dir": profiles_dir}
+    given = {key: value for key, value in flags.items() if value not in (None, "", ())}
+    if saved is not None:
+        if extra := [*given, *(["allow"] if allow else [])]:
+            raise ConfigError(
+                f"{_flag(extra[0])}: given beside --from, which holds the whole request"
+            )
+        return checked(_again(saved, folders))
+    for needed in ("model", "num_gpus"):
+        if needed not in given:
+            raise ConfigError(f"{_flag(needed)}: missing, and has no default; add it")
+    for word in allow or ():
+        if word != "numerics":
+            raise bad_value(
+                "--allow", word, "is not something to allow", "the one choice is numerics"
+            )
+    return checked(training_request(**given, allow_numerics=bool(allow), **folders))
+
+
+def _flag(name: str) -> str:
+    if name == "overrides":
+        return "override"
+    return "--gpus" if name == "num_gpus" else "--" + name.replace("_", "-")
+
+
+def _again(saved: Path, folders: Mapping[str, Path | None]) -> TrainingRequest:
+    """A saved request; folders given now take the place of the saved ones."""
+    from dataclasses import replace
+
+    from autoparallel.request import TrainingRequest
+
+    request = TrainingRequest.from_yaml(saved)
+    moved: dict[str, Any] = {
+        name: str(path.resolve()) for name, path in folders.items() if path is not None
+    }
+    return replace(request, **moved) if moved else request
+
+
+def checked(request: TrainingRequest) -> TrainingRequest:
+    """The request, once every name in it is known to the rooms that use it."""
+    from autoparallel.framework import framework
+    from autoparallel.layout import PRECISIONS, Layout
+    from autoparallel.space import SpaceSpec
+
+    if request.precision not in PRECISIONS:
+        rule = "is not a precision"
+        raise bad_value("precision", request.precision, rule, "one of " + ", ".join(PRECISIONS))
+    for name in ("config_dir", "profiles_dir"):
+        if (folder := getattr(request, name)) and not Path(folder).is_dir():
+            raise bad_value(name, folder, "is not a folder", f"give --{name.replace('_', '-')}")
+    framework(request.framework, Path(request.config_dir) if request.config_dir else None)
+    SpaceSpec.from_mapping(request.space)
+    if request.baseline:
+        Layout.parse(request.baseline)
+    return request
+
+
+def split_words(words: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:
+    """Positional words as a layout and the overrides.
+
+    An override names a group or has a dotted key; what is left is the layout, quoted or not.
+    """
+    layout: list[str] = []
+    overrides: list[str] = []
+    for word in words or ():
+        (overrides if is_override(word) else layout).append(word)
+    return " ".join(layout), tuple(overrides)
+
+
+def is_override(word: str) -> bool:
+    """Whether a word sets a configuration key, not a part of a layout."""
+    from autoparallel.request.compose import PICKS, SCALARS
+
+    key, equals, _ = word.partition("=")
+    names = (*PICKS, *SCALARS)
+    return (
+        bool(word)
+        and " " not in key
+        and (word[:1] in "+~" or (bool(equals) and ("." in key or key in names)))
+    )
+
+
+def first_line(request: TrainingRequest) -> str:
+    """What is asked and what was assumed: the first line of every answer."""
+    gpu = request.cluster.gpu.name
+    job = (
+        f"{request.model.name} on {request.num_gpus} x {gpu} ({request.cluster.name}), "
+        f"{request.framework}, {request.precision}, batch {request.global_batch_size}, "
+        f"sequence {request.seq_length}"
+    )
+    return f"{job}; assumed: {', '.join(request.assumptions)}" if request.assumptions else job
+
+
+def print_json(value: object) -> None:
+    """One JSON value on stdout."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table: framed on a terminal, tab-separated and without a title when piped."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            typer.echo("\t".join(map(str, row)))
+        return
+    from rich.console import Console
+
+    Console().print(_table(title, columns, rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table

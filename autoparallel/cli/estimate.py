@@ -1,0 +1,100 @@
+"""`autoparallel estimate`: one given layout, part by part, and its place among all candidates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoparallel.cli import common
+from autoparallel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoparallel.layout import Layout
+    from autoparallel.plan import Estimate
+    from autoparallel.request import TrainingRequest
+
+
+def estimate_verb(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LAYOUT [KEY=VALUE]...", help="Such as 'tp8 pp8 mbs1 sp zero1'."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="The layout, when not positional.", metavar="LAYOUT")
+    ] = "",
+    model: common.ModelFlag = None,
+    gpus: common.GpusFlag = None,
+    cluster: common.ClusterFlag = None,
+    gpu: common.GpuFlag = None,
+    framework: common.FrameworkFlag = None,
+    precision: common.PrecisionFlag = None,
+    global_batch_size: common.BatchFlag = None,
+    seq_length: common.SequenceFlag = None,
+    tokens: common.TokensFlag = None,
+    space: common.SpaceFlag = None,
+    allow: common.AllowFlag = None,
+    json: common.JsonFlag = False,
+    saved: common.FromFlag = None,
+    config_dir: common.ConfigDirFlag = None,
+    profiles_dir: common.ProfilesDirFlag = None,
+    quiet: common.QuietFlag = False,
+) -> None:
+    """Say of one layout whether it is legal and fits, and how long a step takes."""
+    from autoparallel.layout import Layout
+
+    positional, overrides = common.split_words(words)
+    if bool(positional) == bool(layout):
+        problem = "given twice" if layout else "missing"
+        raise ConfigError(f"layout: {problem}; write it once, such as 'tp8 pp8 mbs1 sp zero1'")
+    asked = Layout.parse(positional or layout)
+    request = common.request_from(
+        {
+            "model": model,
+            "num_gpus": gpus,
+            "cluster": cluster,
+            "gpu": gpu,
+            "framework": framework,
+            "precision": precision,
+            "global_batch_size": global_batch_size,
+            "seq_length": seq_length,
+            "tokens": tokens,
+            "space": space,
+            "overrides": overrides,
+        },
+        allow=allow,
+        saved=saved,
+        config_dir=config_dir,
+        profiles_dir=profiles_dir,
+    )
+    _answer(request, asked, as_json=json, quiet=quiet)
+
+
+def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: bool) -> None:
+    """Estimate the layout and print every part of it."""
+    answer = _estimated(request, layout)
+    if as_json:
+        common.print_json(answer.to_json())
+        return
+    if not quiet:
+        typer.echo(common.first_line(request))
+    for reason in answer.illegal_reasons:
+        typer.echo(f"not legal: {reason.rule}: {reason.message}")
+    common.print_table(str(layout), ("part", "value"), _rows(answer))
+
+
+def _estimated(request: TrainingRequest, layout: Layout) -> Estimate:
+    from autoparallel.ranking import estimate
+
+    return estimate(request, layout)
+
+
+def _rows(answer: Estimate) -> list[tuple[str, object]]:
+    """Every number of the answer, the blocks of parts opened."""
+    rows: list[tuple[str, object]] = []
+    for key, value in answer.to_json().items():
+        if isinstance(value, dict):
+            rows += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        elif key != "illegal_reasons" and value is not None:
+            rows.append((key, value))
+    return rows

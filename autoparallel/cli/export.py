@@ -1,0 +1,48 @@
+"""`autoparallel export`: launch files of a saved plan's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoparallel.cli import common
+from autoparallel.errors import bad_value
+
+
+def export_verb(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or its plan.json.")],
+    rank: Annotated[int, typer.Option("--rank", help="Place in the short list.", metavar="N")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where to write [the run directory].", metavar="DIR"),
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="Entry of site/ [the plan's own].", metavar="NAME")
+    ] = None,
+    config_dir: common.ConfigDirFlag = None,
+    json: common.JsonFlag = False,
+) -> None:
+    """Write the launch files of one layout of a plan."""
+    from dataclasses import replace
+
+    from autoparallel.cli.launch import write_launch_files
+    from autoparallel.plan import load_plan
+    from autoparallel.request import TrainingRequest, site_record
+
+    plan = load_plan(run)
+    request = TrainingRequest.from_mapping(plan.request, f"{run} request")
+    if config_dir is not None:
+        request = replace(request, config_dir=str(config_dir.resolve()))
+    if site is not None:
+        request = replace(request, site=site_record(site, request.config_dir or None))
+    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
+    if entry is None:
+        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} layouts")
+    folder = out or (run if run.is_dir() else run.parent)
+    written = [str(path) for path in write_launch_files(request, entry.layout, folder)]
+    if json:
+        common.print_json({"layout": str(entry.layout), "files": written})
+    else:
+        typer.echo("\n".join(written))

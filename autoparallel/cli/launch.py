@@ -1,0 +1,50 @@
+"""Launch files of a layout: what `search --out` and `export` write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoparallel import files
+from autoparallel.errors import bad_value
+from autoparallel.exporting import megatron_lm
+from autoparallel.exporting.megatron_lm import Run
+from autoparallel.framework import framework
+from autoparallel.layout import Layout
+from autoparallel.request import Site, TrainingRequest
+
+
+def write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[Path]:
+    """Write `launch/megatron-lm/args.txt` and `run.sh` into `folder`; returns their paths.
+
+    Raises:
+        ConfigError: the framework or the layout has no launch files.
+    """
+    own = Path(request.config_dir) if request.config_dir else None
+    if framework(layout.framework, own).exporter != "megatron-lm":
+        rule = "has no exporter yet"
+        raise bad_value("framework", layout.framework, rule, "megatron-core has one")
+    job = (request.num_gpus, request.global_batch_size, request.seq_length)
+    arguments = megatron_lm.arguments(request.model, layout, *job, _run(request.site))
+    generation = request.cluster.gpu.generation
+    environment = {**megatron_lm.environment(layout, generation), **request.site.environment}
+    per_node = min(request.cluster.gpus_per_node, request.num_gpus)
+    contents = {
+        "args.txt": megatron_lm.text(arguments),
+        "run.sh": megatron_lm.script(environment, per_node, "args.txt"),
+    }
+    place = "launch/megatron-lm"
+    return [files.write_text(folder, f"{place}/{name}", text) for name, text in contents.items()]
+
+
+def _run(site: Site) -> Run:
+    """The site's data, tokenizer and checkpoint folder, as far as it names them."""
+    tokenizer: dict[str, Any] = {}
+    if site.tokenizer_type:
+        tokenizer["tokenizer_type"] = site.tokenizer_type
+    return Run(
+        data_path=site.data_path,
+        tokenizer_model=site.tokenizer_model,
+        save=site.checkpoint_dir,
+        **tokenizer,
+    )

@@ -1,0 +1,144 @@
+"""Time of collectives and of the traffic each parallel dimension causes.
+
+Ranks are placed as Megatron places them: tensor parallel fastest, then context, data, pipeline. A group
+whose members lie `stride` apart has `domain / stride` of them behind the same fast links and leaves
+through as many network adapters at once. Ring forms: NCCL-tests PERFORMANCE.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoparallel.cost.case import Case
+from autoparallel.units import Num
+
+
+POINT_TO_POINT_LATENCY_S = 25e-6
+"""Launch and handshake of one send and its receive (NCCL, microseconds tens)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """A communicator.
+
+    Attributes:
+        ranks: Members.
+        bandwidth_bytes_per_s: Bus bandwidth of a ring through all of them, per rank and direction.
+        latency_s: Time of one collective of no bytes.
+        crosses: 1 where the group leaves the fast domain.
+    """
+
+    ranks: Num
+    bandwidth_bytes_per_s: Num
+    latency_s: Num
+    crosses: Num
+
+
+def inter_bytes_per_s(case: Case) -> Num:
+    """One GPU's share of the fabric that collectives reach."""
+    measured = np.asarray(case.machine.inter_is_measured) > 0
+    return case.machine.inter_bytes_per_s * np.where(measured, 1.0, case.constants.inter_bandwidth)
+
+
+def group(case: Case, ranks: Num, stride: Num) -> Group:
+    """The communicator of `ranks` members lying `stride` global ranks apart."""
+    c, machine = case.constants, case.machine
+    per_domain = np.clip(np.floor(machine.domain_gpus / stride), 1.0, ranks)
+    domains = np.ceil(ranks / per_domain)
+    crosses = (domains > 1) * 1.0
+    intra = machine.intra_bytes_per_s * c.intra_bandwidth
+    inter = inter_bytes_per_s(case) * per_domain
+    hops = machine.intra_latency_s * (per_domain - 1) + c.hop_latency_s * (ranks - 1) * crosses
+    return Group(
+        ranks=ranks,
+        bandwidth_bytes_per_s=np.where(crosses > 0, np.minimum(inter, intra), intra),
+        latency_s=(c.collective_latency_s + hops) * (np.asarray(ranks) > 1),
+        crosses=crosses,
+    )
+
+
+def all_gather_s(message_bytes: Num, g: Group, case: Case) -> Num:
+    """All-gather (or reduce-scatter) of a tensor that is `message_bytes` when whole."""
+    ring = g.latency_s + message_bytes * (g.ranks - 1) / g.ranks / g.bandwidth_bytes_per_s
+    return np.where(g.crosses > 0, ring, measured_s("all_gather", message_bytes, g, case))
+
+
+def all_reduce_s(message_bytes: Num, g: Group, case: Case) -> Num:
+    """All-reduce of `message_bytes` on every rank."""
+    ring = g.latency_s + 2 * message_bytes * (g.ranks - 1) / g.ranks / g.bandwidth_bytes_per_s
+    return np.where(g.crosses > 0, ring, measured_s("all_reduce", message_bytes, g, case))
+
+
+def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
+    """A collective inside the fast domain: its measured time, slowed by what a step does to it.
+
+    Links faster or slower than those of the measured system change it in proportion.
+    """
+    isolated = case.look_up(
+        lambda o, size, ranks, link: (
+            o.collectives.seconds(op, size, ranks) * o.collectives.link_bytes_per_s / link
+        ),
+        message_bytes,
+        g.ranks,
+        case.machine.intra_bytes_per_s,
+    )
+    waiting = case.constants.collective_latency_s * (np.asarray(g.ranks) > 1)
+    return isolated / case.constants.intra_bandwidth + waiting
+
+
+def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
+    """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
+
+    Copies for ranks outside the domain leave through the rank's own adapter, once per remote domain a
+    token goes to (DeepEP and HybridEP forward inside the domain); copies inside use the fast links.
+    """
+    inside = np.minimum(case.machine.domain_gpus, g.ranks)
+    c, machine = case.constants, case.machine
+    domains = np.ceil(g.ranks / inside)
+    reached = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+    local = message_bytes * (g.ranks - 1) / g.ranks
+    remote = message_bytes / np.maximum(copies, 1.0) * reached
+    wire = np.maximum(
+        local / (machine.intra_bytes_per_s * c.intra_bandwidth),
+        remote / inter_bytes_per_s(case),
+    )
+    return g.latency_s + wire
+
+
+def tp_group(case: Case) -> Group:
+    """Tensor-parallel neighbours."""
+    return group(case, case.knobs.tp, 1.0)
+
+
+def cp_group(case: Case) -> Group:
+    """Context-parallel ring."""
+    return group(case, case.knobs.cp, case.knobs.tp)
+
+
+def dp_group(case: Case) -> Group:
+    """Replicas that reduce gradients together: data and context parallel."""
+    return group(case, case.knobs.dp * case.knobs.cp, case.knobs.tp)
+
+
+def expert_dp_group(case: Case) -> Group:
+    """Replicas of one expert shard."""
+    k = case.knobs
+    ranks = np.maximum(1.0, k.dp * k.cp * k.tp / (k.ep * k.etp))
+    return group(case, ranks, k.ep * k.etp)
+
+
+def ep_group(case: Case) -> Group:
+    """Ranks that exchange tokens between experts."""
+    return group(case, case.knobs.ep, case.knobs.etp)
+
+
+def point_to_point_s(message_bytes: Num, case: Case) -> Num:
+    """One send to the next pipeline stage, which lies tp x cp x dp ranks away."""
+    k, machine, c = case.knobs, case.machine, case.constants
+    crosses = k.num_gpus > machine.domain_gpus
+    inter = inter_bytes_per_s(case)
+    intra = machine.intra_bytes_per_s * c.intra_bandwidth
+    bandwidth = np.where(crosses & (k.tp * k.cp * k.dp >= machine.domain_gpus), inter, intra)
+    return (POINT_TO_POINT_LATENCY_S + message_bytes / bandwidth) * (k.pp > 1)

@@ -1,0 +1,122 @@
+"""What a training framework can do and what it costs, as data.
+
+One YAML a framework in `search_spaces/framework/`: which knobs are legal, bytes a parameter, when
+gradients are reduced, what stays live, what a measured row leaves unsaid. `Traits` is the numeric part,
+scalars or columns, for `cost/`; there is no `if framework ==` in the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autoparallel import catalog
+from autoparallel.errors import CatalogError, nearest
+from autoparallel.units import Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traits:
+    """Numbers of a framework (and of one job's kernels) that the formulas take; scalars or [N].
+
+    Attributes:
+        flash_attention: 1 fused attention that never stores scores, 0 unfused.
+        master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
+        reduce_every_micro_batch: 1 when ZeRO-2/3 gradients are reduced per micro-batch.
+        unsharded_units: Full layers alive at once under ZeRO-3.
+        fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch.
+        compiled: 1 when torch.compile fuses memory-bound operators.
+        per_op_recompute: 1 when selective recompute means torch's per-operator policy.
+        async_tp: 1 when tensor-parallel communication is split and overlapped with its GEMM.
+        fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy: fewer).
+        logits_sharded: 1 when the logits stay split over tensor-parallel ranks.
+    """
+
+    flash_attention: Num = 1.0
+    master_bytes: Num = 4.0
+    moment_bytes: Num = 8.0
+    reduce_every_micro_batch: Num = 0.0
+    unsharded_units: Num = 2.0
+    fused_kernels: Num = 1.0
+    compiled: Num = 0.0
+    per_op_recompute: Num = 0.0
+    async_tp: Num = 0.0
+    fp32_logits_copies: Num = 2.0
+    logits_sharded: Num = 1.0
+
+
+TRAIT_NAMES = tuple(f.name for f in fields(Traits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framework:
+    """A training framework.
+
+    Attributes:
+        name: Catalog id.
+        aliases: Names that measured files use for it.
+        constants: Which calibrated family in `profiles/` its constants come from.
+        legal: For each restricted knob the values it may take, by layout field.
+        defaults: What a measured row or a layout that does not say uses, by layout field.
+        exporter: Name of the exporter that writes its launch files, empty when there is none.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    constants: str
+    traits: Traits = field(default_factory=Traits)
+    legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    exporter: str = ""
+    version: str = ""
+    source: str = ""
+
+
+@cache
+def framework(name: str, config_dir: Path | None = None) -> Framework:
+    """The catalog's record of a framework.
+
+    Raises:
+        CatalogError: no such framework, or a record that does not parse.
+    """
+    data = dict(catalog.entry("framework", name, config_dir))
+    known = {f.name for f in fields(Framework)} - {"name"}
+    if unknown := sorted(data.keys() - known):
+        raise CatalogError(f"framework {name}: unknown key {unknown[0]!r}; {nearest(unknown[0], known)}")
+    traits = data.pop("traits", None) or {}
+    if unknown := sorted(traits.keys() - set(TRAIT_NAMES)):
+        raise CatalogError(
+            f"framework {name}: unknown trait {unknown[0]!r}; {nearest(unknown[0], TRAIT_NAMES)}"
+        )
+    legal = {k: tuple(v) for k, v in (data.pop("legal", None) or {}).items()}
+    aliases = tuple(data.pop("aliases", None) or ())
+    numbers = {k: float(v) for k, v in traits.items()}
+    return Framework(name=name, aliases=aliases, legal=legal, traits=Traits(**numbers), **data)
+
+
+@cache
+def _by_alias() -> dict[str, str]:
+    known: dict[str, str] = {}
+    for name in catalog.names("framework"):
+        known[name.lower()] = name
+        known |= {alias.lower(): name for alias in framework(name).aliases}
+    return known
+
+
+def framework_of(printed_name: str) -> tuple[Framework, bool]:
+    """The framework a measured row names, and whether it is known.
+
+    An unknown one is scored with the nearest generic record: FSDP2 when its name speaks of sharding,
+    else Megatron.
+    """
+    known = _by_alias()
+    if found := known.get(printed_name.lower()):
+        return framework(found), True
+    lowered = printed_name.lower()
+    for name in sorted(known, key=len, reverse=True):
+        if len(name) > 3 and name in lowered:
+            return framework(known[name]), False
+    return framework("fsdp2" if "fsdp" in lowered or "torch" in lowered else "megatron-core"), False

@@ -1,0 +1,315 @@
+"""Measured rows as cases: what each row says, and what its framework's default is where it is silent.
+
+Rows are stacked into one case with a column for every number, so a file of thousands of runs of
+hundreds of models is a single evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel import catalog
+from autoparallel.constants import Constants
+from autoparallel.cost.case import Case
+from autoparallel.errors import CatalogError
+from autoparallel.framework import Framework, Traits, framework_of
+from autoparallel.hardware import Cluster, Machine, machine
+from autoparallel.layout import Layout, knobs
+from autoparallel.measured.rows import MeasuredRun
+from autoparallel.model import Model
+from autoparallel.operators import operators_for
+
+Record = TypeVar("Record")
+
+DEFAULT_VOCABULARY = 50_257
+HEALTHY_INTRA_ALLREDUCE_GBPS = 430.0
+"""All-reduce bus bandwidth of a healthy 8-GPU H100 node, of which a slower reading is a share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a row was understood."""
+
+    run: MeasuredRun
+    framework: Framework
+    model: Model
+    layout: Layout
+    cluster: Cluster
+    approximated: bool
+    vocabulary_stated: bool
+
+    @property
+    def family(self) -> str:
+        """Which calibrated constants it is scored with: framework family and GPU generation."""
+        return f"{self.framework.constants}-{self.cluster.gpu.generation}"
+
+
+def stack(records: Sequence[Record]) -> Record:
+    """One record whose numeric fields are the columns of `records`."""
+    first = records[0]
+    columns = {
+        f.name: np.array([getattr(r, f.name) for r in records], dtype=np.float64)
+        for f in fields(first)  # type: ignore[arg-type]
+    }
+    return type(first)(**columns)
+
+
+def read(run: MeasuredRun) -> Reading:
+    """Understand one row.
+
+    Raises:
+        CatalogError: the GPU is not in the catalog.
+    """
+    framework, known = framework_of(run.framework)
+    return Reading(
+        run=run,
+        framework=framework,
+        model=row_model(run),
+        layout=row_layout(run, framework),
+        cluster=row_cluster(run),
+        approximated=not known,
+        vocabulary_stated=run.vocab_size is not None,
+    )
+
+
+def case(readings: Sequence[Reading], constants: Constants) -> Case:
+    """All rows as one case."""
+    runs = [r.run for r in readings]
+    gpus = list(dict.fromkeys((r.cluster.gpu.name, r.cluster.gpu.generation) for r in readings))
+    names = [name for name, _ in gpus]
+    folder = catalog.data_dir() / "profiles" / "operators"
+    return Case(
+        model=stack([r.model.shape(r.run.seq_length) for r in readings]),
+        machine=stack([_row_machine(r) for r in readings]),
+        knobs=knobs(
+            [r.layout for r in readings],
+            [x.num_gpus for x in runs],
+            [x.global_batch_size for x in runs],
+        ),
+        traits=stack([row_traits(r.run, r.framework) for r in readings]),
+        constants=constants,
+        operators=tuple(operators_for(name, generation, folder) for name, generation in gpus),
+        gpu_index=np.array([names.index(r.cluster.gpu.name) for r in readings], dtype=np.float64),
+    )
+
+
+def select(all_rows: Case, index: NDArray[Any]) -> Case:
+    """The rows of a case at `index` (constants are kept)."""
+    return Case(
+        model=_pick(all_rows.model, index),
+        machine=_pick(all_rows.machine, index),
+        knobs=all_rows.knobs.take(index),
+        traits=_pick(all_rows.traits, index),
+        constants=all_rows.constants,
+        memory=all_rows.memory,
+        operators=all_rows.operators,
+        gpu_index=np.asarray(all_rows.gpu_index)[index],
+    )
+
+
+def _pick(record: Record, index: NDArray[Any]) -> Record:
+    return type(record)(**{f.name: getattr(record, f.name)[index] for f in fields(record)})  # type: ignore[arg-type]
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def row_model(run: MeasuredRun) -> Model:
+    """The row's dimensions; what its columns cannot say comes from the catalog model of that name."""
+    moe = (run.num_moe_experts or 0) > 1
+    heads = run.num_attention_heads
+    ffn = run.ffn_hidden_size or 4 * run.hidden_size
+    known = catalog_twin(run.model, run.num_layers, run.hidden_size)
+    stated = Model(
+        name=run.model or "unnamed",
+        num_layers=run.num_layers,
+        hidden_size=run.hidden_size,
+        num_attention_heads=heads,
+        num_query_groups=run.num_query_groups or heads,
+        ffn_hidden_size=ffn,
+        vocab_size=run.vocab_size or (known.vocab_size if known else DEFAULT_VOCABULARY),
+        kv_channels=_kv_channels(run),
+        gated_linear_unit=bool(run.swiglu),
+        normalization="RMSNorm" if run.swiglu else "LayerNorm",
+        add_bias_linear=not run.swiglu,
+        untie_embeddings_and_output_weights=not _tied(run),
+        num_moe_experts=(run.num_moe_experts or 0) if moe else 0,
+        moe_router_topk=(run.moe_router_topk or 1) if moe else 0,
+        moe_ffn_hidden_size=ffn if moe else 0,
+    )
+    return _with_catalog_details(stated, known) if known else stated
+
+
+def _kv_channels(run: MeasuredRun) -> int:
+    noted = re.search(r"kv_channels (\d{1,4})", run.notes)
+    return int(noted[1]) if noted else run.hidden_size // run.num_attention_heads
+
+
+def _tied(run: MeasuredRun) -> bool:
+    return bool(run.tied_embeddings) if run.tied_embeddings is not None else not run.swiglu
+
+
+def _with_catalog_details(stated: Model, known: Model) -> Model:
+    return replace(
+        stated,
+        kv_channels=known.kv_channels,
+        normalization=known.normalization,
+        add_bias_linear=known.add_bias_linear,
+        add_qkv_bias=known.add_qkv_bias,
+        ffn_hidden_size=known.ffn_hidden_size,
+        untie_embeddings_and_output_weights=known.untie_embeddings_and_output_weights,
+        window_size=known.window_size,
+        window_layers_fraction=known.window_layers_fraction,
+        moe_shared_expert_intermediate_size=known.moe_shared_expert_intermediate_size,
+        moe_first_dense_layers=known.moe_first_dense_layers,
+        q_lora_rank=known.q_lora_rank,
+        kv_lora_rank=known.kv_lora_rank,
+        qk_head_dim=known.qk_head_dim,
+        qk_pos_emb_head_dim=known.qk_pos_emb_head_dim,
+        v_head_dim=known.v_head_dim,
+        mtp_num_layers=known.mtp_num_layers,
+    )
+
+
+@cache
+def catalog_twin(name: str, num_layers: int, hidden_size: int) -> Model | None:
+    """The catalog model of that name, when its depth and width agree."""
+    words = re.sub(r"[^a-z0-9.]", "", name.lower())
+    for candidate in catalog.names("model"):
+        if re.sub(r"[^a-z0-9.]", "", candidate) != words:
+            continue
+        model = catalog.model(candidate)
+        if (model.num_layers, model.hidden_size) == (num_layers, hidden_size):
+            return model
+    return None
+
+
+# --- the layout ----------------------------------------------------------------------------------
+
+
+def row_layout(run: MeasuredRun, framework: Framework) -> Layout:
+    """The row's layout, framework defaults where it is silent."""
+    vpp = run.virtual_pipeline_model_parallel_size or 1
+    tp = run.tensor_model_parallel_size
+    sp = framework.defaults.get("sequence_parallel", False)
+    if run.sequence_parallel is not None:
+        sp = bool(run.sequence_parallel)
+    granularity, method, layers, modules = _recompute(run)
+    zero = run.zero_stage if run.zero_stage is not None else framework.defaults["zero_stage"]
+    etp = re.search(r"ETP (\d+)", run.notes)
+    return Layout(
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=run.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=vpp,
+        context_parallel_size=run.context_parallel_size or 1,
+        expert_model_parallel_size=run.expert_model_parallel_size or 1,
+        expert_tensor_parallel_size=int(etp[1]) if etp else 1,
+        micro_batch_size=run.micro_batch_size,
+        sequence_parallel=bool(sp) and tp > 1,
+        zero_stage=zero,
+        shard_group_size=run.zero_group_size or 0,
+        recompute_granularity=granularity,
+        recompute_method=method,
+        recompute_num_layers=layers,
+        recompute_modules=modules,
+        schedule=run.schedule or ("interleaved" if vpp > 1 else "1f1b"),
+        precision=_precision(run.precision),
+        grad_reduce_dtype=_grad_dtype(run, framework),
+        framework=framework.name,
+    )
+
+
+def _recompute(run: MeasuredRun) -> tuple[str, str, int, tuple[str, ...]]:
+    per_stage = run.num_layers // max(run.pipeline_model_parallel_size, 1)
+    if run.recompute_num_layers is not None and run.recompute in ("full", "per-op"):
+        return "full", "block", min(run.recompute_num_layers, per_stage), ()
+    if run.recompute == "full":
+        return "full", "uniform", 1, ()
+    if run.recompute in ("selective", "per-op"):
+        return "selective", "uniform", 0, ("core_attn",)
+    return "none", "uniform", 0, ()
+
+
+def _precision(printed: str) -> str:
+    return {"": "bf16", "fp32": "bf16"}.get(printed, printed)
+
+
+def _grad_dtype(run: MeasuredRun, framework: Framework) -> str:
+    if run.grad_reduce_dtype in ("fp32", "bf16"):
+        return run.grad_reduce_dtype
+    if run.precision == "fp16":
+        return "bf16"
+    return str(framework.defaults.get("grad_reduce_dtype", "fp32"))
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+@cache
+def _clusters_by_gpu() -> dict[str, str]:
+    """The shipped cluster a bare GPU id stands for: the first vendor system built of it."""
+    found: dict[str, str] = {}
+    for name in catalog.names("cluster"):
+        gpu = catalog.cluster(name).gpu.name
+        if gpu not in found or name.startswith("dgx") or name == gpu:
+            found[gpu] = name
+    return found
+
+
+@cache
+def _cluster_of(gpu: str) -> Cluster:
+    if name := _clusters_by_gpu().get(gpu):
+        return catalog.cluster(name)
+    record = catalog.gpu(gpu)
+    for other in _clusters_by_gpu().values():
+        host = catalog.cluster(other)
+        if host.gpu.generation == record.generation:
+            return replace(host, name=f"{host.name} with {gpu}", gpu=record)
+    raise CatalogError(f"gpu: {gpu!r} belongs to no cluster of the catalog")
+
+
+def row_cluster(run: MeasuredRun) -> Cluster:
+    """The cluster of the row's GPU with the fabric the row states."""
+    cluster = _cluster_of(run.gpu)
+    node = cluster.gpus_per_node
+    if match := re.search(r"(?:(\d+) x )?(\d+) Gb/s per node", run.interconnect):
+        per_node = int(match[1] or 1) * int(match[2]) * 1e9 / 8
+        link = replace(cluster.inter_link, bandwidth_bytes_per_s=per_node / node)
+        cluster = replace(cluster, inter_link=link)
+    return cluster
+
+
+def _row_machine(reading: Reading) -> Machine:
+    run = reading.run
+    base = machine(reading.cluster, reading.layout.precision)
+    inter, intra = run.measured_allreduce_busbw_inter_gbps, run.measured_allreduce_busbw_intra_gbps
+    if intra:
+        share = min(1.0, intra / HEALTHY_INTRA_ALLREDUCE_GBPS)
+        base = replace(base, intra_bytes_per_s=base.intra_bytes_per_s * share)
+    if inter and run.num_gpus > reading.cluster.nvlink_domain_gpus:
+        per_gpu = inter * 1e9 / reading.cluster.gpus_per_node
+        base = replace(base, inter_bytes_per_s=per_gpu, inter_is_measured=1.0)
+    return base
+
+
+def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
+    """The framework's traits with what the row says of its kernels."""
+    traits = framework.traits
+    changes: dict[str, float] = {
+        "flash_attention": 0.0 if run.attention == "unfused" else 1.0,
+        "async_tp": float(run.async_tensor_parallel or 0),
+    }
+    if run.compiled is not None:
+        changes["compiled"] = float(run.compiled)
+    if run.recompute == "per-op":
+        changes["per_op_recompute"] = 1.0
+    if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):
+        changes["fused_kernels"] = 0.0
+    return replace(traits, **changes)

@@ -1,0 +1,409 @@
+"""The saved result: what a search or an estimate answers, and what `plan.json` holds.
+
+Plain records that the caller fills from whatever ranked the candidates; no cost model is known
+here. `Plan.text()` is what `--json` prints and what `plan.json` holds, byte for byte. `load_plan`
+reads it back strictly: a file that is not whole, or that a newer program wrote, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoparallel import files
+from autoparallel import strict_json as check
+from autoparallel.errors import AutoparallelError, ConfigError, bad_value
+from autoparallel.layout import Layout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+PLAN_FILE = "plan.json"
+MAX_BYTES = 64 * 1024 * 1024
+_SUM_TOLERANCE = 1e-6
+
+_FP8 = {
+    "fp8": ("hybrid", "delayed"),
+    "fp8-tensorwise": ("hybrid", "tensorwise"),
+    "fp8-blockwise": ("e4m3", "blockwise"),
+    "mxfp8": ("e4m3", "mxfp8"),
+}
+_SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
+_GRAPHS: dict[str, tuple[str, list[str] | None]] = {
+    "none": ("none", None),
+    "attn": ("transformer_engine", ["attn"]),
+    "mlp": ("transformer_engine", ["mlp"]),
+    "moe": ("transformer_engine", ["moe_router", "moe_preprocess"]),
+    "full": ("transformer_engine", []),
+}
+
+
+def megatron_fields(layout: Layout, data_parallel_size: int | None) -> dict[str, Any]:
+    """The layout in Megatron-LM's argument names; null where a field does not apply.
+
+    ZeRO stages 2 and 3 are Megatron-FSDP's `optim_grads` and `optim_grads_params`. `graph=moe`
+    captures the router and preprocess parts, the ones a dropless mixture of experts has;
+    `graph=full` captures whole layers, which is an empty scope.
+    """
+    return {**_parallel_fields(layout, data_parallel_size), **_execution_fields(layout)}
+
+
+def _parallel_fields(layout: Layout, data_parallel_size: int | None) -> dict[str, Any]:
+    pp, vpp = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    cp, zero = layout.context_parallel_size, layout.zero_stage
+    replicas = (data_parallel_size or 0) * cp
+    instances = max(replicas // layout.shard_group_size, 1) if layout.shard_group_size else 1
+    return {
+        "tensor_model_parallel_size": layout.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": pp,
+        "virtual_pipeline_model_parallel_size": vpp if vpp > 1 else None,
+        "microbatch_group_size_per_vp_stage": (
+            (layout.microbatch_group_size_per_vp_stage or pp) if vpp > 1 else None
+        ),
+        "context_parallel_size": cp,
+        "cp_comm_type": layout.cp_comm_type if cp > 1 else None,
+        "expert_model_parallel_size": layout.expert_model_parallel_size,
+        "expert_tensor_parallel_size": layout.expert_tensor_parallel_size,
+        "micro_batch_size": layout.micro_batch_size,
+        "sequence_parallel": layout.sequence_parallel and layout.tensor_model_parallel_size > 1,
+        "use_distributed_optimizer": zero > 0,
+        "use_megatron_fsdp": zero > 1,
+        "data_parallel_sharding_strategy": _SHARDING.get(zero),
+        "num_distributed_optimizer_instances": instances if zero else None,
+    }
+
+
+def _execution_fields(layout: Layout) -> dict[str, Any]:
+    full = layout.recompute_granularity == "full"
+    selective = layout.recompute_granularity == "selective"
+    fp8, fp8_recipe = _FP8.get(layout.precision, (None, None))
+    nvfp4 = layout.precision == "nvfp4"
+    graph_impl, graph_scope = _GRAPHS[layout.cuda_graph_scope]
+    offload = layout.optimizer_offload_fraction
+    return {
+        "recompute_granularity": layout.recompute_granularity if full or selective else None,
+        "recompute_method": layout.recompute_method if full else None,
+        "recompute_num_layers": layout.recompute_num_layers if full else None,
+        "recompute_modules": list(layout.recompute_modules) if selective else None,
+        "bf16": layout.precision != "fp16",
+        "fp16": layout.precision == "fp16",
+        "fp8": fp8,
+        "fp8_recipe": fp8_recipe,
+        "fp4": "e2m1" if nvfp4 else None,
+        "fp4_recipe": "nvfp4" if nvfp4 else None,
+        "accumulate_allreduce_grads_in_fp32": layout.grad_reduce_dtype == "fp32",
+        "grad_reduce_in_bf16": layout.grad_reduce_dtype == "bf16",
+        "optimizer_cpu_offload": offload > 0,
+        "optimizer_offload_fraction": offload or None,
+        "cuda_graph_impl": graph_impl,
+        "cuda_graph_scope": graph_scope,
+        "overlap_grad_reduce": "grad" in layout.overlap,
+        "overlap_param_gather": "param" in layout.overlap and layout.zero_stage > 0,
+        "overlap_p2p_comm": (
+            "p2p" in layout.overlap and layout.virtual_pipeline_model_parallel_size > 1
+        ),
+        "tp_comm_overlap": "tp" in layout.overlap and layout.tensor_model_parallel_size > 1,
+        "overlap_moe_expert_parallel_comm": "moe" in layout.overlap,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a plan was made with: library versions, git commit, digests of the data it read."""
+
+    versions: dict[str, str]
+    git: str | None = None
+    profile_digest: str | None = None
+    catalog_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Shares of the prediction that rest on measured, published and assumed constants."""
+
+    measured: float
+    published: float
+    assumed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a trial of this layout gave; times are null when the outcome is not `ok`."""
+
+    iteration_s: float | None
+    iteration_s_mad: float | None
+    peak_memory_bytes: float | None
+    mode: str
+    device: str
+    impl: str
+    steps: int
+    outcome: str
+    trial: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanEntry:
+    """One layout of the short list; predictions are null when the layout is not legal.
+
+    Attributes:
+        iteration_s_interval, memory_bytes_interval: 5th and 95th percentile.
+        parts: Seconds of one step by cause, names ending in `_s`; they add up to `iteration_s`.
+        memory_parts: Bytes on the fullest GPU by cause, names ending in `_bytes`; they add up to
+            `memory_bytes`.
+        num_micro_batches: Micro-batches one pipeline runs in one step.
+    """
+
+    rank: int | None
+    layout: Layout
+    data_parallel_size: int | None
+    num_micro_batches: int | None
+    iteration_s: float | None
+    iteration_s_interval: tuple[float, float] | None
+    tokens_per_s_per_gpu: float | None
+    model_flops_utilization: float | None
+    memory_bytes: float | None
+    memory_bytes_interval: tuple[float, float] | None
+    fits_probability: float | None
+    best_probability: float | None = None
+    days: float | None = None
+    cost_usd: float | None = None
+    energy_kwh: float | None = None
+    co2_kg: float | None = None
+    parts: dict[str, float] | None
+    memory_parts: dict[str, float] | None
+    origin: Origin | None = None
+    measured: Measured | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the rule that parts add up to their total."""
+        for total, parts in (("iteration_s", "parts"), ("memory_bytes", "memory_parts")):
+            _adds_up(total, getattr(self, total), parts, getattr(self, parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as plain data in the contract's key order."""
+        own = asdict(self)
+        head = {"rank": own.pop("rank"), "layout": str(self.layout)}
+        del own["layout"]
+        counts = {name: own.pop(name) for name in ("data_parallel_size", "num_micro_batches")}
+        fields = megatron_fields(self.layout, self.data_parallel_size)
+        entry = {**head, **fields, **counts, "framework": self.layout.framework, **own}
+        return {name: check.plain(name, value) for name, value in entry.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A ranked short list with what was asked, what it was made with and what was left out.
+
+    Attributes:
+        request: The request as plain data; `search --from` reads it back.
+        considered, legal, evaluated, feasible: Candidates that survived each sieve.
+        pruned: Reason -> how many candidates it removed.
+        search_s: Wall time from request to ranked plan.
+        entries: The short list, best first (`plan` in the file).
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str = "training"
+    request: dict[str, Any]
+    provenance: Provenance
+    considered: int
+    legal: int
+    evaluated: int
+    feasible: int
+    pruned: dict[str, int]
+    search_s: float
+    entries: tuple[PlanEntry, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data: stable key order, finite numbers, null for what is absent."""
+        head = asdict(replace(self, entries=()))
+        del head["entries"]
+        plan = [entry.to_json() for entry in self.entries]
+        return {name: check.plain(name, value) for name, value in head.items()} | {"plan": plan}
+
+    def text(self) -> str:
+        """What `--json` prints and `plan.json` holds."""
+        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+
+    def write(self, directory: Path) -> Path:
+        """Write `plan.json` into `directory`, atomically; returns its path."""
+        return files.write_text(directory, PLAN_FILE, self.text())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an entry; blocks become columns (`compute_s`, `weights_bytes`)."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(entry.to_json()) for entry in self.entries])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IllegalReason:
+    """A rule that a layout breaks."""
+
+    rule: str
+    fields: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a layout stands among all candidates."""
+
+    rank: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The answer about one given layout."""
+
+    entry: PlanEntry
+    legal: bool
+    illegal_reasons: tuple[IllegalReason, ...] = ()
+    place: Place | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of a plan plus legality and place."""
+        reasons = [asdict(reason) for reason in self.illegal_reasons]
+        place = asdict(self.place) if self.place else None
+        extra = {"legal": self.legal, "illegal_reasons": reasons, "place": place}
+        return self.entry.to_json() | {k: check.plain(k, v) for k, v in extra.items()}
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read a saved plan, from the file or from its run directory.
+
+    Raises:
+        ConfigError: no such file, over 64 MB, not whole JSON, a number that is not finite, a key
+            that is repeated, missing or unknown, a value of the wrong kind, a newer schema_version.
+    """
+    place = Path(path)
+    place = place / PLAN_FILE if "\0" not in str(path) and place.is_dir() else place
+    try:
+        return _read_plan(check.parsed(files.read_text(place, MAX_BYTES)))
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def _adds_up(total: str, value: float | None, name: str, parts: Mapping[str, float] | None) -> None:
+    if parts is None or value is None:
+        return
+    found = math.fsum(parts.values())
+    if not math.isclose(found, value, rel_tol=_SUM_TOLERANCE, abs_tol=1e-12):
+        raise AutoparallelError(f"{name}: parts add up to {found!r}, but {total} is {value!r}")
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name in ("parts", "memory_parts"):
+            row |= value or {}
+        elif isinstance(value, Mapping):
+            row |= {f"{name}_{key}": item for key, item in value.items()}
+        elif name.endswith("_interval"):
+            low, high = value or (None, None)
+            stem = name.removesuffix("_interval")
+            row |= {f"{stem}_p5": low, f"{stem}_p95": high}
+        else:
+            row[name] = value
+    return row
+
+
+def _layout(path: str, value: Any) -> Layout:
+    try:
+        return Layout.parse(check.text(path, value))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+_PROVENANCE: dict[str, check.Check] = {
+    "versions": check.map_of(check.text),
+    "git": check.or_null(check.text),
+    "profile_digest": check.or_null(check.text),
+    "catalog_digest": check.or_null(check.text),
+}
+_ORIGIN: dict[str, check.Check] = dict.fromkeys(
+    ("measured", "published", "assumed"), check.fraction
+)
+_MEASURED: dict[str, check.Check] = {
+    **dict.fromkeys(
+        ("iteration_s", "iteration_s_mad", "peak_memory_bytes"), check.or_null(check.number)
+    ),
+    **dict.fromkeys(("mode", "device", "impl"), check.text),
+    "steps": check.count,
+    **dict.fromkeys(("outcome", "trial"), check.text),
+    "versions": check.map_of(check.text),
+}
+_ENTRY: dict[str, check.Check] = {
+    "rank": check.or_null(check.count),
+    "layout": _layout,
+    **dict.fromkeys(megatron_fields(Layout(), 1), lambda path, value: value),
+    "data_parallel_size": check.or_null(check.count),
+    "num_micro_batches": check.or_null(check.count),
+    "framework": check.text,
+    "iteration_s": check.or_null(check.number),
+    "iteration_s_interval": check.or_null(check.interval),
+    "tokens_per_s_per_gpu": check.or_null(check.number),
+    "model_flops_utilization": check.or_null(check.number),
+    "memory_bytes": check.or_null(check.number),
+    "memory_bytes_interval": check.or_null(check.interval),
+    "fits_probability": check.or_null(check.fraction),
+    "best_probability": check.or_null(check.fraction),
+    **dict.fromkeys(("days", "cost_usd", "energy_kwh", "co2_kg"), check.or_null(check.number)),
+    "parts": check.or_null(check.map_of(check.number, "_s")),
+    "memory_parts": check.or_null(check.map_of(check.number, "_bytes")),
+    "origin": check.or_null(check.built(Origin, _ORIGIN)),
+    "measured": check.or_null(check.built(Measured, _MEASURED)),
+}
+
+
+def _entry(path: str, value: Any) -> PlanEntry:
+    """A plan element; what follows from its layout string must agree with it."""
+    found = check.record(path, value, _ENTRY)
+    layout: Layout = found["layout"]
+    derived = megatron_fields(layout, found["data_parallel_size"]) | {"framework": layout.framework}
+    for name, expected in derived.items():
+        # `1 == True` in Python, not in JSON.
+        if (type(found[name]), found.pop(name)) != (type(expected), expected):
+            raise check.wrong(
+                f"{path}.{name}", value[name], f"is not {expected!r}, as its layout says"
+            )
+    try:
+        return PlanEntry(**found)
+    except AutoparallelError as error:
+        raise ConfigError(f"{path}.{error}") from error
+
+
+def _entries(path: str, value: Any) -> tuple[PlanEntry, ...]:
+    return tuple(_entry(f"{path}[{i}]", item) for i, item in enumerate(check.sequence(path, value)))
+
+
+_PLAN: dict[str, check.Check] = {
+    "schema_version": check.count,
+    "kind": check.text,
+    "request": check.mapping,
+    "provenance": check.built(Provenance, _PROVENANCE),
+    **dict.fromkeys(("considered", "legal", "evaluated", "feasible"), check.count),
+    "pruned": check.map_of(check.count),
+    "search_s": check.number,
+    "plan": _entries,
+}
+
+
+def _read_plan(data: Any) -> Plan:
+    found = check.mapping("", data)
+    version = check.count("schema_version", found.get("schema_version"))
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        hint = "upgrade autoparallel-planner" if newer else "run the search again"
+        raise bad_value("schema_version", version, f"is not {SCHEMA_VERSION}", hint)
+    if found.get("kind") != "training":
+        raise check.wrong("kind", found.get("kind"), "is not a kind this reader knows: training")
+    values = check.record("", found, _PLAN)
+    return Plan(**{("entries" if name == "plan" else name): v for name, v in values.items()})

@@ -1,0 +1,300 @@
+"""Planning: a request in, a `Plan` or an `Estimate` out.
+
+The whole way down in one place: space -> cost -> ranking -> the saved records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoparallel import catalog
+from autoparallel.cost.goodput import run
+from autoparallel.constants import MemoryConstants
+from autoparallel.cost.step import StepTime, interval_s, part_shares
+from autoparallel.layout import Knobs, Layout, knobs
+from autoparallel.model import flops_per_token
+from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry, Provenance
+from autoparallel.profiles import Calibration
+from autoparallel.ranking import (
+    Ranked,
+    Scores,
+    Setting,
+    Table,
+    best_probability,
+    cost_model,
+    ranked,
+    sampled_times,
+    setting,
+    short_list,
+)
+from autoparallel.request import TrainingRequest
+from autoparallel.rules import RuleCase, explain, limits
+from autoparallel.space import Candidates, SpaceSpec
+
+TOP = 10
+
+
+def search(request: TrainingRequest, *, top: int = TOP) -> Plan:
+    """The best layouts of a request, best first."""
+    return searched(request, top=top)[0]
+
+
+def searched(request: TrainingRequest, *, top: int = TOP) -> tuple[Plan, Ranked, Setting]:
+    """The plan, with everything the search kept and the setting it ran in."""
+    start = time.perf_counter()
+    where = setting(request)
+    found = candidates_of(request, where)
+    result = ranked(found, cost_model(where), request.objective)
+    entries = _entries(where, result.best, top) if result.best else ()
+    plan = Plan(
+        request=request.to_mapping(),
+        provenance=provenance(),
+        considered=found.considered,
+        legal=result.evaluated,
+        evaluated=result.evaluated,
+        feasible=result.feasible,
+        pruned=dict(sorted(found.pruned.items(), key=lambda item: -item[1])),
+        search_s=time.perf_counter() - start,
+        entries=entries,
+    )
+    return plan, result, where
+
+
+def candidates_of(request: TrainingRequest, where: Setting) -> Candidates:
+    """The legal candidates of a request; knobs that change the mathematics only when allowed."""
+    spec = SpaceSpec.from_mapping(request.space)
+    if not request.allow_numerics and not any("space." in o for o in request.overrides):
+        spec = spec.execution_knobs()
+    return Candidates(spec, request.model, request.cluster, where.framework, request)
+
+
+def estimate(request: TrainingRequest, layout: Layout) -> Estimate:
+    """What one layout costs, whether it is legal, and its place among all candidates."""
+    where = setting(request)
+    one = knobs([layout], [request.num_gpus], [request.global_batch_size])
+    broken = illegal_reasons(request, where, one)
+    if broken:
+        return Estimate(entry=_empty_entry(request, layout), legal=False, illegal_reasons=broken)
+    scores = cost_model(where)(one)
+    entry = _entry(where, layout, one, scores, 0, rank=None, best=None)
+    return Estimate(entry=entry, legal=True, place=_place(request, where, scores))
+
+
+def illegal_reasons(
+    request: TrainingRequest, where: Setting, one: Knobs
+) -> tuple[IllegalReason, ...]:
+    """Every rule that a layout breaks."""
+    case = RuleCase(
+        model=request.model.shape(request.seq_length),
+        knobs=one,
+        limits=limits(request.cluster, where.framework),
+    )
+    return tuple(
+        IllegalReason(rule=v.rule, fields=v.fields, message=v.message) for v in explain(case, 0)
+    )
+
+
+def _place(request: TrainingRequest, where: Setting, scores: Scores) -> Place:
+    """Rank of a scored layout among the fitting candidates (1 = nothing is faster)."""
+    result = ranked(candidates_of(request, where), cost_model(where), request.objective)
+    faster = result.best.scores.iteration_s < scores.iteration_s[0] * (1 - 1e-9) if result.best else []
+    return Place(rank=int(np.sum(faster)) + 1, of=result.feasible)
+
+
+def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:
+    rows = short_list(best.knobs, top)
+    step = StepTime(
+        **{f.name: np.asarray(getattr(best.scores.step, f.name))[rows] for f in fields(StepTime)}
+    )
+    times = sampled_times(step, where.calibration.spread)
+    chances = best_probability(times, best.scores.fits_probability[rows])
+    name = where.framework.name
+    return tuple(
+        _entry(
+            where,
+            best.knobs.layout(int(row), name),
+            best.knobs,
+            best.scores,
+            int(row),
+            rank=place + 1,
+            best=float(chances[place]),
+        )
+        for place, row in enumerate(rows)
+    )
+
+
+def _entry(
+    where: Setting,
+    layout: Layout,
+    columns: Knobs,
+    scores: Scores,
+    row: int,
+    *,
+    rank: int | None,
+    best: float | None,
+) -> PlanEntry:
+    """Row `row` of scored columns as a record of the plan."""
+    request = where.request
+    step, used = _row(scores.step, row), _row(scores.memory, row)
+    seconds = float(sum(step.values()))
+    low, high = (float(x) for x in interval_s(StepTime(**step), where.calibration.spread))
+    tokens = request.global_batch_size * request.seq_length
+    rate = tokens / seconds
+    peak = request.cluster.gpu.peak_flops_per_s
+    flops = float(flops_per_token(request.model.shape(request.seq_length))) * rate
+    total = float(sum(used.values()))
+    whole = _run(request, rate, step, seconds)
+    return PlanEntry(
+        rank=rank,
+        layout=layout,
+        data_parallel_size=layout.data_parallel_size(request.num_gpus),
+        num_micro_batches=request.global_batch_size
+        // (layout.micro_batch_size * layout.data_parallel_size(request.num_gpus)),
+        iteration_s=seconds,
+        iteration_s_interval=(low, high),
+        tokens_per_s_per_gpu=rate / request.num_gpus,
+        model_flops_utilization=flops / (request.num_gpus * peak.get("bf16", peak.get("fp16", 1))),
+        memory_bytes=total,
+        memory_bytes_interval=memory_interval_bytes(total, where.calibration.memory),
+        fits_probability=float(scores.fits_probability[row]),
+        best_probability=best,
+        **whole,
+        parts=step,
+        memory_parts=used,
+        origin=origin(where.calibration, StepTime(**step)),
+    )
+
+
+def memory_interval_bytes(total: float, constants: MemoryConstants) -> tuple[float, float]:
+    """5th and 95th percentile of the memory in use."""
+    factor = float(np.exp(1.645 * constants.error_sigma))
+    return total / factor, total * factor
+
+
+def _row(record: Any, row: int) -> dict[str, float]:
+    """One row of a record of columns, as plain numbers by name."""
+    values = {f.name: np.asarray(getattr(record, f.name)) for f in fields(record)}
+    return {name: float(v[row] if v.ndim else v) for name, v in values.items()}
+
+
+def _run(
+    request: TrainingRequest, rate: float, step: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """Days, dollars and energy of the whole run; nothing when the tokens are unknown."""
+    if request.tokens is None:
+        return {}
+    busy = 1 - (step["bubble_s"] + step["launch_s"]) / seconds
+    whole = run(
+        request.model, request.cluster, request.num_gpus, request.tokens, rate, max(busy, 0.0)
+    )
+    return {
+        "days": whole.days,
+        "cost_usd": whole.cost_usd,
+        "energy_kwh": whole.energy_kwh,
+        "co2_kg": whole.co2_kg,
+    }
+
+
+_CONSTANTS_OF = {
+    "compute": ("gemm_efficiency", "attention_efficiency", "memory_traffic"),
+    "communication": ("tp_exposed", "dp_exposed", "shard_exposed", "gather_exposed", "ep_exposed"),
+    "bubble": ("bubble",),
+    "launch": ("launch_s_per_layer",),
+}
+
+
+def origin(found: Calibration, step: StepTime) -> Origin:
+    """Shares of a step that rest on measured, published and assumed constants.
+
+    A part is measured when runs of this framework on this GPU generation told its constants apart.
+    The bubble follows from a published schedule.
+    """
+    shares = {name: float(value) for name, value in part_shares(step).items()}
+    measured = sum(
+        shares[part]
+        for part, names in _CONSTANTS_OF.items()
+        if part != "bubble" and any(name in found.measured_names for name in names)
+    )
+    published = shares["bubble"]
+    return Origin(
+        measured=measured,
+        published=published,
+        assumed=max(0.0, 1 - measured - published),
+    )
+
+
+def _empty_entry(request: TrainingRequest, layout: Layout) -> PlanEntry:
+    """A layout that is not legal has no times."""
+    divides = request.num_gpus % layout.model_parallel_size == 0
+    replicas = layout.data_parallel_size(request.num_gpus) if divides else 0
+    return PlanEntry(
+        rank=None,
+        layout=layout,
+        data_parallel_size=replicas or None,
+        num_micro_batches=None,
+        iteration_s=None,
+        iteration_s_interval=None,
+        tokens_per_s_per_gpu=None,
+        model_flops_utilization=None,
+        memory_bytes=None,
+        memory_bytes_interval=None,
+        fits_probability=None,
+        parts=None,
+        memory_parts=None,
+    )
+
+
+@cache
+def provenance() -> Provenance:
+    """Versions, commit and digests behind a plan."""
+    folder = catalog.data_dir()
+    return Provenance(
+        versions={
+            "autoparallel": _version("autoparallel-planner"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        git=_commit(folder),
+        profile_digest=_digest((folder / "profiles").rglob("*.*")),
+        catalog_digest=_digest((folder / "search_spaces").rglob("*.yaml")),
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a checkout; None for an installed package."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents, shortened."""
+    state = hashlib.sha256()
+    for path in sorted(paths):
+        if path.is_file():
+            state.update(path.name.encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()[:16]

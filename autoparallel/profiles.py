@@ -1,0 +1,158 @@
+"""Calibrated profiles: the constants of a framework on a GPU generation, read from `profiles/`.
+
+`calibration` finds the profile of a family, or borrows its nearest relative's, says so and widens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autoparallel.constants import Constants, MemoryConstants
+from autoparallel.errors import ProfileError, nearest
+from autoparallel.strict_yaml import read_yaml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far predictions of this family are off: standard deviations of log factors.
+
+    The step's parts are wrong independently of each other, each by one factor common to all layouts
+    of a job, so errors shared by two layouts cancel in their order. `layout` is what remains between
+    two layouts whose parts are alike.
+    """
+
+    compute: float = 0.12
+    communication: float = 0.5
+    bubble: float = 0.3
+    launch: float = 0.4
+    layout: float = 0.03
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Constants of one family with their spread and where they come from.
+
+    Attributes:
+        state: `measured` when fitted to runs of this very family, `assumed` when borrowed or prior.
+        borrowed_from: The relative whose constants these are; empty when they are its own.
+        measured_names: Constants that the runs could tell apart; the others stand at their prior.
+    """
+
+    family: str
+    constants: Constants = field(default_factory=Constants)
+    memory: MemoryConstants = field(default_factory=MemoryConstants)
+    spread: Spread = field(default_factory=Spread)
+    state: str = "assumed"
+    borrowed_from: str = ""
+    rows: int = 0
+    measured_names: tuple[str, ...] = ()
+    source: str = ""
+
+
+GENERATIONS = ("volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu")
+BORROWED_SPREAD = 1.5
+"""How much wider a borrowed calibration's spread is."""
+RELATIVES: Mapping[str, tuple[str, ...]] = {
+    "yafsdp": ("fsdp", "megatron"),
+    "paxml": ("fsdp", "megatron"),
+    "aleph-alpha": ("megatron",),
+    "megatron-deepspeed": ("megatron",),
+    "nanotron": ("megatron",),
+    "fsdp": ("megatron",),
+}
+"""Framework families to borrow from, nearest first, when a GPU generation has no runs."""
+_KEYS = ("family", "fitted", "source", "rows", "groups", "versions", "constants", "memory", "spread")
+
+
+def calibration(family: str, generation: str, folder: Path) -> Calibration:
+    """The calibration of framework `family` on GPUs of `generation`, from `folder`/training.
+
+    Without a profile of its own it borrows: the same framework on the nearest GPU generation, then a
+    related framework, then the constants of everything measured. A borrowed one says `assumed` and
+    is wider.
+
+    Raises:
+        ProfileError: a profile file that does not parse.
+    """
+    wanted = f"{family}-{generation}"
+    for candidate in _by_nearness(family, generation):
+        path = folder / "training" / f"{candidate}.yaml"
+        if path.is_file():
+            found = read_calibration(path)
+            return found if candidate == wanted else _borrowed(found, wanted)
+    return Calibration(family=wanted, source="priors: no profile was found")
+
+
+def _by_nearness(family: str, generation: str) -> list[str]:
+    at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
+    near = sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
+    related = RELATIVES.get(family, () if family == "megatron" else ("megatron",))
+    own = [f"{family}-{g}" for g in near]
+    kin = [f"{kind}-{generation}" for kind in related]
+    return [*own, *kin, *(f"{kind}-{g}" for kind in related for g in near), "all"]
+
+
+def _borrowed(found: Calibration, family: str) -> Calibration:
+    wider = {f.name: getattr(found.spread, f.name) * BORROWED_SPREAD for f in fields(Spread)}
+    return replace(
+        found,
+        family=family,
+        spread=Spread(**wider),
+        state="assumed",
+        borrowed_from=found.family,
+        measured_names=(),
+    )
+
+
+@cache
+def read_calibration(path: Path) -> Calibration:
+    """One profile file.
+
+    Raises:
+        ProfileError: an unknown block or constant, or a value outside its physical bounds.
+    """
+    data = read_yaml(path)
+    if unknown := sorted(data.keys() - set(_KEYS)):
+        raise ProfileError(f"{path.name}: unknown key {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
+    entries = data.get("constants") or {}
+    stated = entries if isinstance(entries, dict) else {}
+    return Calibration(
+        family=str(data.get("family", path.stem)),
+        constants=_record(path, Constants, "constants", data),
+        memory=_record(path, MemoryConstants, "memory", data),
+        spread=_record(path, Spread, "spread", data),
+        state="measured",
+        rows=int(float(str(data.get("rows", 0)))),
+        measured_names=tuple(
+            name for name, e in stated.items() if isinstance(e, dict) and e.get("state") == "measured"
+        ),
+        source=str(data.get("source", "")),
+    )
+
+
+def _record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) -> Any:
+    """A record from a block of `name: number` or `name: {value: number, ...}`."""
+    entries = data.get(block) or {}
+    if not isinstance(entries, dict):
+        raise ProfileError(f"{path.name}: {block} is not a mapping of names to values")
+    known = [f.name for f in fields(kind)]
+    values = {}
+    for name, entry in entries.items():
+        if name not in known:
+            raise ProfileError(f"{path.name}: unknown {block} name {name!r}; {nearest(name, known)}")
+        value = entry.get("value") if isinstance(entry, dict) else entry
+        values[name] = _number(path, f"{block}.{name}", value, kind.__dataclass_fields__[name].metadata)
+    return kind(**values)
+
+
+def _number(path: Path, name: str, value: object, metadata: Mapping[str, Any]) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ProfileError(f"{path.name}: {name} {value!r} is not a number")
+    low, high = metadata.get("low", 0.0), metadata.get("high", 10.0)
+    if not low <= value <= high:
+        raise ProfileError(f"{path.name}: {name} {value!r} is outside its bounds {low:g} to {high:g}")
+    return float(value)

@@ -1,0 +1,26 @@
+"""Ranking: candidates and an evaluator in, an ordered and explained short list out.
+
+Takes blocks of candidate columns and a function that scores them (the cost model, recorded runs, live
+trials); returns the best in order, with how sure that order is and why others lost.
+"""
+
+from autoparallel.ranking.chances import best_probability, sampled_times, ties
+from autoparallel.ranking.evaluation import Evaluate, Scores, Setting, cost_model, setting
+from autoparallel.ranking.order import FITS, Ranked, Table, ranked
+from autoparallel.ranking.short_list import short_list
+
+__all__ = [
+    "FITS",
+    "Evaluate",
+    "Ranked",
+    "Scores",
+    "Setting",
+    "Table",
+    "best_probability",
+    "cost_model",
+    "ranked",
+    "sampled_times",
+    "setting",
+    "short_list",
+    "ties",
+]

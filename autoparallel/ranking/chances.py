@@ -1,0 +1,47 @@
+"""P(best) and ties: how sure the order of the short list is.
+
+The step's parts are wrong by factors common to all layouts of a job; what two layouts share cancels in
+their order. Sampling those factors, and a small one of each layout's own, gives how often each comes
+out best.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel.cost.step import StepTime, part_shares
+from autoparallel.profiles import Spread
+
+SAMPLES = 2_000
+_SEED = 7
+TIE = 0.25
+"""A layout ties with the best when it beats it in at least this share of the samples."""
+
+
+def sampled_times(step: StepTime, spread: Spread, samples: int = SAMPLES) -> NDArray[np.float64]:
+    """Step times [samples, N] under random part factors shared by all layouts, and own ones."""
+    random = np.random.default_rng(_SEED)
+    total = np.asarray(step.iteration_s, dtype=np.float64)
+    own = np.exp(spread.layout * random.standard_normal((samples, total.size)))
+    times = np.zeros((samples, total.size))
+    for name, share in part_shares(step).items():
+        factor = np.exp(getattr(spread, name) * random.standard_normal((samples, 1)))
+        times += factor * (np.broadcast_to(share, total.shape) * total)
+    return times * own
+
+
+def best_probability(times: NDArray[np.float64], fits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How often each layout is the fastest of those that turn out to fit, [N]."""
+    random = np.random.default_rng(_SEED + 1)
+    fitting = random.random(times.shape) < fits
+    raced = np.where(fitting, times, np.inf)
+    winners = np.argmin(raced, axis=1)[np.isfinite(raced).any(axis=1)]
+    return np.bincount(winners, minlength=times.shape[1]) / max(len(winners), 1)
+
+
+def ties(times: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which layouts cannot be told from the first one: they beat it often enough."""
+    beats = np.mean(times < times[:, :1], axis=0)
+    beats[0] = 1.0
+    return beats >= TIE

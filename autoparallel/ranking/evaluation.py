@@ -1,0 +1,109 @@
+"""The evaluator: columns of layouts in, columns of time, memory and probability of fitting out.
+
+Ranking takes it as an argument. This one is the cost model; a table of recorded runs or live trials can
+stand in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel import catalog
+from autoparallel.cost.case import Case
+from autoparallel.cost.memory import Memory, fits_probability, memory
+from autoparallel.cost.step import StepTime, step_time
+from autoparallel.framework import Framework, framework
+from autoparallel.hardware import machine
+from autoparallel.layout import PRECISIONS, Knobs
+from autoparallel.operators import operators_for
+from autoparallel.profiles import Calibration, calibration
+from autoparallel.request import TrainingRequest
+from autoparallel.units import Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """Predictions of N layouts."""
+
+    step: StepTime
+    memory: Memory
+    iteration_s: NDArray[np.float64]
+    memory_bytes: NDArray[np.float64]
+    fits_probability: NDArray[np.float64]
+
+
+Evaluate = Callable[[Knobs], Scores]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What stays the same over all layouts of a request."""
+
+    request: TrainingRequest
+    framework: Framework
+    calibration: Calibration
+    folder: Path
+
+    def case(self, knobs: Knobs) -> Case:
+        """`knobs` as a case of this request."""
+        cluster = self.request.cluster
+        base = machine(cluster, self.request.precision)
+        return Case(
+            model=self.request.model.shape(self.request.seq_length),
+            machine=replace(base, peak_flops_per_s=self._peaks(knobs)),
+            knobs=knobs,
+            traits=self.framework.traits,
+            constants=self.calibration.constants,
+            memory=self.calibration.memory,
+            operators=(
+                operators_for(cluster.gpu.name, cluster.gpu.generation, self.folder / "operators"),
+            ),
+        )
+
+    def _peaks(self, knobs: Knobs) -> Num:
+        """Peak of the linear layers in each row's precision."""
+        codes = np.unique(knobs.precision).astype(int)
+        peaks = np.zeros(len(PRECISIONS))
+        for code in codes:
+            peaks[code] = machine(self.request.cluster, PRECISIONS[code]).peak_flops_per_s
+        if len(codes) == 1:
+            return float(peaks[codes[0]])
+        return peaks[np.asarray(knobs.precision, dtype=np.intp)]
+
+
+def setting(request: TrainingRequest) -> Setting:
+    """Framework, calibration and profiles of a request."""
+    config_dir = Path(request.config_dir) if request.config_dir else None
+    record = framework(request.framework, config_dir)
+    shipped = catalog.data_dir() / "profiles"
+    own = Path(request.profiles_dir) if request.profiles_dir else shipped
+    generation = request.cluster.gpu.generation
+    found = calibration(record.constants, generation, own)
+    if own is not shipped and not found.rows:
+        found = calibration(record.constants, generation, shipped)
+    return Setting(request=request, framework=record, calibration=found, folder=shipped)
+
+
+def cost_model(where: Setting) -> Evaluate:
+    """The analytic evaluator of a request."""
+    capacity = where.request.cluster.gpu.memory_bytes
+
+    def evaluate(knobs: Knobs) -> Scores:
+        case = where.case(knobs)
+        n = knobs.size
+        used, step = memory(case), step_time(case)
+        probability = fits_probability(used, capacity, case.memory)
+        return Scores(
+            step=step,
+            memory=used,
+            iteration_s=np.broadcast_to(np.asarray(step.iteration_s, dtype=np.float64), (n,)),
+            memory_bytes=np.broadcast_to(np.asarray(used.total_bytes, dtype=np.float64), (n,)),
+            fits_probability=np.broadcast_to(np.asarray(probability, dtype=np.float64), (n,)),
+        )
+
+    return evaluate

@@ -1,0 +1,41 @@
+"""The short list: the best layouts, without near-duplicates of one another."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel.layout import KNOB_FIELDS, Knobs
+
+MESH = ("tp", "pp", "cp", "ep", "etp")
+SAME_MESH = 3
+"""Layouts of one mesh (tp, pp, cp, ep, etp) on a short list before others get their turn."""
+
+
+def short_list(knobs: Knobs, top: int) -> NDArray[np.intp]:
+    """Rows of an ordered table for the short list, in order.
+
+    The first row always leads. No mesh takes more than `SAME_MESH` places while others are left, so a
+    trial of the list learns something about each of them.
+    """
+    mesh = np.stack([np.broadcast_to(getattr(knobs, name), (knobs.size,)) for name in MESH])
+    seen: dict[tuple[float, ...], int] = {}
+    chosen: list[int] = []
+    spare: list[int] = []
+    for row in range(knobs.size):
+        key = tuple(mesh[:, row].tolist())
+        seen[key] = seen.get(key, 0) + 1
+        (chosen if seen[key] <= SAME_MESH else spare).append(row)
+        if len(chosen) == top:
+            break
+    picked = sorted(chosen + spare[: top - len(chosen)])
+    return np.array(picked, dtype=np.intp)
+
+
+def differing(knobs: Knobs, row: int, other: int) -> list[str]:
+    """Names of the knobs in which two rows differ."""
+    def value(name: str, at: int) -> float:
+        column = np.asarray(getattr(knobs, name))
+        return float(column[at] if column.ndim else column)
+
+    return [f.name for f in KNOB_FIELDS if value(f.name, row) != value(f.name, other)]

@@ -1,0 +1,287 @@
+"""The walk: axis by axis, illegal rows counted with all they stand for, the rest multiplied."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel.framework import Framework
+from autoparallel.hardware import Cluster
+from autoparallel.layout import (
+    KNOB_FIELDS,
+    Knobs,
+)
+from autoparallel.model import Model
+from autoparallel.rules import RULES, Limits, RuleCase, first_broken, limits
+from autoparallel.space.axes import AXES, Job, Row, Table, decided, meshes
+from autoparallel.space.spec import SpaceSpec
+
+BLOCK_ROWS = 32_768
+"""Rows built at a time; keeps a block in the cache and a space of any size in bounded memory."""
+
+
+class Workload(Protocol):
+    """What a space needs to know of a job; a `TrainingRequest` is one."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the job."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences a step."""
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens a sequence."""
+
+    @property
+    def precision(self) -> str:
+        """What `precision: auto` stands for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Space:
+    """All legal candidates of a case, and how many broke which rule first."""
+
+    knobs: Knobs
+    considered: int
+    pruned: dict[str, int]
+
+    @property
+    def legal(self) -> int:
+        """Number of candidates."""
+        return self.knobs.size
+
+
+def candidates(
+    spec: SpaceSpec, model: Model, cluster: Cluster, framework: Framework, workload: Workload
+) -> Space:
+    """Every legal candidate of `spec` for this job, as columns.
+
+    For spaces of tens of millions iterate over `Candidates` instead, which holds a block at a time.
+    """
+    walk = Candidates(spec, model, cluster, framework, workload)
+    blocks = list(walk)
+    names = [f.name for f in KNOB_FIELDS]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(block, name) for block in blocks]) if blocks else np.empty(0)
+        for name in names
+    }
+    knobs = Knobs(**columns, stage_table=walk.stage_table)
+    return Space(knobs=knobs, considered=walk.considered, pruned=dict(walk.pruned))
+
+
+@dataclass(slots=True)
+class _Step:
+    """Options of one axis for every state that reaches it, flattened.
+
+    A state is what later axes read of a row; rows of one state have the same options.
+    """
+
+    values: NDArray[np.float64]
+    child: NDArray[np.intp]
+    first: NDArray[np.intp]
+    count: NDArray[np.intp]
+    below: list[int] = field(default_factory=list)
+    """Combinations that a row of each state stands for, from this axis on."""
+
+
+class Candidates:
+    """The legal candidates of a job in blocks of about `BLOCK_ROWS` rows.
+
+    `considered` is known at once; `pruned` counts per rule and is complete after an iteration,
+    which starts it afresh.
+    """
+
+    def __init__(
+        self,
+        spec: SpaceSpec,
+        model: Model,
+        cluster: Cluster,
+        framework: Framework,
+        workload: Workload,
+    ) -> None:
+        self._job = Job(
+            spec=spec,
+            model=model,
+            shape=model.shape(workload.seq_length),
+            cluster=cluster,
+            framework=framework,
+            num_gpus=workload.num_gpus,
+            global_batch_size=workload.global_batch_size,
+            precision=workload.precision,
+        )
+        self._limits = limits(cluster, framework)
+        self._rules = _rules_by_step(self._limits)
+        self.stage_table = tuple(self._job.stage_index)
+        mesh = meshes(self._job)
+        names, states, self._root = _mesh_states(self._job, mesh)
+        self._mesh = mesh
+        self._steps = _steps(self._job, names, states)
+        below = self._steps[0].below
+        self.considered = sum(below[state] for state in self._root.tolist())
+        self.pruned: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Knobs]:
+        self.pruned.clear()
+        waiting: list[Table] = []
+        for table in self._walk(0, self._mesh | {"state": self._root}):
+            waiting.append(table)
+            if sum(len(part["tp"]) for part in waiting) >= BLOCK_ROWS:
+                yield self._knobs(_joined(waiting))
+                waiting = []
+        if waiting:
+            yield self._knobs(_joined(waiting))
+
+    def _walk(self, step: int, table: Table) -> Iterator[Table]:
+        """Keep the legal rows of `table`, and multiply them by the axes from `step` on."""
+        table = self._keep(step, table)
+        if not len(table["state"]):
+            return
+        if step == len(self._steps):
+            yield table
+            return
+        for part in _parts(table, self._steps[step]):
+            yield from self._walk(step + 1, _expanded(part, self._steps[step], AXES[step].sets))
+
+    def _keep(self, step: int, table: Table) -> Table:
+        """The rows that no rule decidable here excludes; the others are counted."""
+        which = self._rules[step]
+        if not which:
+            return table
+        case = RuleCase(model=self._job.shape, knobs=self._knobs(table), limits=self._limits)
+        reason = first_broken(case, which)
+        lost = reason >= 0
+        if not lost.any():
+            return table
+        self._count(step, reason[lost], table["state"][lost])
+        kept = np.flatnonzero(~lost)
+        return {name: column[kept] for name, column in table.items()}
+
+    def _count(self, step: int, reason: NDArray[np.int16], state: NDArray[np.intp]) -> None:
+        pairs, times = np.unique(reason * np.int64(1 << 32) + state, return_counts=True)
+        below = self._steps[step].below if step < len(self._steps) else None
+        for pair, n in zip(pairs.tolist(), times.tolist(), strict=True):
+            rule, where = divmod(pair, 1 << 32)
+            self.pruned[RULES[rule].id] += n * (below[where] if below else 1)
+
+    def _knobs(self, table: Table) -> Knobs:
+        """The columns as knobs; those of later axes are NaN, which no rule applied so far reads."""
+        rows = len(table["tp"])
+        whole = {"num_gpus": self._job.num_gpus, "global_batch_size": self._job.global_batch_size}
+        columns: dict[str, Any] = {
+            f.name: table[f.name] if f.name in table else np.full(rows, whole.get(f.name, np.nan))
+            for f in KNOB_FIELDS
+        }
+        return Knobs(**columns, stage_table=self.stage_table)
+
+
+def _rules_by_step(to: Limits) -> list[list[int]]:
+    steps: list[list[int]] = [[] for _ in range(len(AXES) + 1)]
+    for index, rule in enumerate(RULES):
+        if rule.applies(to):
+            steps[decided(rule.fields)].append(index)
+    return steps
+
+
+def _later_reads(step: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for axis in AXES[step:] for name in axis.reads))
+
+
+def _mesh_states(job: Job, mesh: Table) -> tuple[tuple[str, ...], list[Row], NDArray[np.intp]]:
+    """What later axes read of a mesh, as finely as the spec needs it; and each mesh's state."""
+    tp, pp, cp = mesh["tp"], mesh["pp"], mesh["cp"]
+    dp = job.num_gpus / (tp * pp * cp)
+    replicas = dp * cp
+    expert_replicas = replicas * tp / (mesh["etp"] * mesh["ep"])
+    exact_groups = "auto" in job.spec.microbatch_group_size_per_vp_stage
+    exact_shards = "auto" in job.spec.shard_group_size
+    moe = bool(job.model.num_moe_experts)
+    features = {
+        "dp": dp if exact_groups else np.zeros_like(dp),
+        "pp": pp,
+        "many_tp": np.asarray(tp > 1, np.float64),
+        "replicas": replicas if exact_shards else 1.0 + (replicas > 1),
+        "expert_replicas": 1.0 + ((expert_replicas > 1) & moe),
+        "many_ep": np.asarray(mesh["ep"] > 1, np.float64),
+    }
+    rows = np.stack(list(features.values()), axis=1)
+    states, state = np.unique(rows, axis=0, return_inverse=True)
+    return tuple(features), [tuple(row) for row in states.tolist()], state.reshape(-1)
+
+
+def _steps(job: Job, names: tuple[str, ...], states: list[Row]) -> list[_Step]:
+    """The options of every axis for every state, and how much each state stands for."""
+    steps: list[_Step] = []
+    for number, axis in enumerate(AXES):
+        later = _later_reads(number + 1)
+        children: dict[Row, int] = {}
+        values, child, count = [], [], []
+        for state in states:
+            known = dict(zip(names, state, strict=True))
+            options = axis.options(job, *(known[name] for name in axis.reads))
+            for row, features in options:
+                after = known | features
+                key = tuple(after.get(name, 0.0) for name in later)
+                values.append(row)
+                child.append(children.setdefault(key, len(children)))
+            count.append(len(options))
+        counts = np.array(count, dtype=np.intp)
+        steps.append(
+            _Step(
+                values=np.array(values, dtype=np.float64).reshape(len(values), len(axis.sets)),
+                child=np.array(child, dtype=np.intp),
+                first=np.cumsum(counts) - counts,
+                count=counts,
+            )
+        )
+        names, states = later, list(children)
+    _fill_below(steps)
+    return steps
+
+
+def _fill_below(steps: list[_Step]) -> None:
+    after: list[int] = []
+    for step in reversed(steps):
+        each = [after[c] for c in step.child.tolist()] if after else [1] * len(step.child)
+        sums = np.concatenate([[0], np.cumsum(np.array(each, dtype=object))])
+        step.below = [
+            int(sums[f + n] - sums[f]) for f, n in zip(step.first, step.count, strict=True)
+        ]
+        after = step.below
+
+
+def _parts(table: Table, step: _Step) -> Iterator[Table]:
+    """`table` in slices whose expansion has about `BLOCK_ROWS` rows."""
+    ends = np.cumsum(step.count[table["state"]])
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + BLOCK_ROWS, side="right")), start + 1)
+        yield {name: column[start:stop] for name, column in table.items()}
+        start = stop
+
+
+def _expanded(table: Table, step: _Step, names: tuple[str, ...]) -> Table:
+    """Every row times the options of its state."""
+    state = table["state"]
+    count = step.count[state]
+    parent = np.repeat(np.arange(len(state)), count)
+    starts = np.cumsum(count) - count
+    option = np.arange(len(parent)) - np.repeat(starts - step.first[state], count)
+    grown = {name: column[parent] for name, column in table.items() if name != "state"}
+    for position, name in enumerate(names):
+        grown[name] = step.values[:, position][option]
+    return grown | {"state": step.child[option]}
+
+
+def _joined(tables: list[Table]) -> Table:
+    if len(tables) == 1:
+        return tables[0]
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
