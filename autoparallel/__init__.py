@@ -6,40 +6,63 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoparallel.hardware import Cluster
     from autoparallel.layout import Layout
     from autoparallel.model import Model
-    from autoparallel.plan import Plan, load_plan
+    from autoparallel.plan import Estimate, Plan, load_plan
+    from autoparallel.public import estimate, search
     from autoparallel.request import TrainingRequest, training_request
+    from autoparallel.scoreboard import validate
 
 _HOMES = {
     "Cluster": "autoparallel.hardware",
+    "Estimate": "autoparallel.plan",
     "Layout": "autoparallel.layout",
     "Model": "autoparallel.model",
     "Plan": "autoparallel.plan",
     "TrainingRequest": "autoparallel.request",
+    "estimate": "autoparallel.public",
     "load_plan": "autoparallel.plan",
+    "search": "autoparallel.public",
     "training_request": "autoparallel.request",
+    "validate": "autoparallel.scoreboard",
 }
 
-__all__ = ["Cluster", "Layout", "Model", "Plan", "TrainingRequest", "load_plan", "training_request"]
-
-try:
-    __version__ = version("autoparallel-planner")
-except PackageNotFoundError:  # a checkout on the path, not installed
-    __version__ = "0+unknown"
+__all__ = [
+    "Cluster",
+    "Estimate",
+    "Layout",
+    "Model",
+    "Plan",
+    "TrainingRequest",
+    "estimate",
+    "load_plan",
+    "search",
+    "training_request",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The public object `name`, imported now."""
+    """The public object `name`, imported now; `__version__` is looked up now."""
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'autoparallel' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("autoparallel-planner")
+    except PackageNotFoundError:  # a checkout on the path, not installed
+        return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, "__version__"})

@@ -72,7 +72,7 @@ class Constants:
         0.3, 0.05, 0.7, "the same of fully sharded weights and gradients (ZeRO-3)"
     )
     cp_exposed: Num = _constant(0.3, 0.05, 1.0, "share of context-parallel communication exposed")
-    ep_exposed: Num = _constant(0.8, 0.1, 2.0, "share of expert-parallel communication exposed")
+    ep_exposed: Num = _constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
     pp_exposed: Num = _constant(
         0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed"
     )
@@ -101,7 +101,7 @@ class MemoryConstants:
         0.6e9, 0.2e9, 3e9, "CUDA context and libraries, outside the allocator"
     )
     fragmentation: Num = _constant(
-        0.25, 0.01, 0.6, "what the allocator reserves beyond activations, logits and buffers, over them"
+        0.25, 0.04, 0.6, "memory reserved but not used, over activations, logits and buffers"
     )
     workspace_bytes: Num = _constant(
         0.15e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
@@ -116,16 +116,13 @@ class MemoryConstants:
         0.0, 0.0, 2.0, "sequence-parallel GEMM inputs kept gathered instead of gathered again"
     )
     embedding_copies: Num = _constant(
-        0.0, 0.0, 10.0, "unsharded half-precision embedding outputs kept per micro-batch in flight"
+        0.0, 0.0, 10.0, "unsharded embedding outputs kept per micro-batch in flight"
     )
     logits_copies: Num = _constant(
-        1.0, 0.2, 2.5, "fp32 copies of the logits over what the framework's code shows"
-    )
-    expert_imbalance: Num = _constant(
-        1.1, 1.0, 3.0, "tokens of the fullest expert rank over the mean"
+        1.0, 0.4, 2.5, "fp32 copies of the logits over what the framework's code shows"
     )
     error_sigma: Num = _constant(
-        0.08, 0.02, 0.3, "standard deviation of the log of needed over predicted allocator memory"
+        0.12, 0.02, 0.3, "standard deviation of the log of needed over predicted allocator memory"
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from autoparallel import catalog
 from autoparallel.errors import CatalogError, nearest
+from autoparallel.layout import Layout
+from autoparallel.strict_yaml import Rule, catalog_error, read_fields, submapping, text_list
 from autoparallel.units import Num
 
 
@@ -24,6 +26,7 @@ class Traits:
 
     Attributes:
         flash_attention: 1 fused attention that never stores scores, 0 unfused.
+        stores_scores: 1 where attention keeps its scores for the backward pass though it is fused.
         master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
         reduce_every_micro_batch: 1 when ZeRO-2/3 gradients are reduced per micro-batch.
         unsharded_units: Full layers alive at once under ZeRO-3.
@@ -36,6 +39,7 @@ class Traits:
     """
 
     flash_attention: Num = 1.0
+    stores_scores: Num = 0.0
     master_bytes: Num = 4.0
     moment_bytes: Num = 8.0
     reduce_every_micro_batch: Num = 0.0
@@ -59,8 +63,10 @@ class Framework:
         name: Catalog id.
         aliases: Names that measured files use for it.
         constants: Which calibrated family in `profiles/` its constants come from.
+        eras: Families of older software, by the beginning of the release that a measured row states.
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
+        stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
         exporter: Name of the exporter that writes its launch files, empty when there is none.
     """
 
@@ -68,11 +74,20 @@ class Framework:
     aliases: tuple[str, ...] = ()
     constants: str
     traits: Traits = field(default_factory=Traits)
+    eras: Mapping[str, str] = field(default_factory=dict)
     legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    stage_split: str = "even"
     exporter: str = ""
     version: str = ""
     source: str = ""
+
+    def family(self, software_release: str = "") -> str:
+        """The calibrated family of a release; the current one when none is stated."""
+        for beginning, family in self.eras.items():
+            if software_release.startswith(beginning):
+                return family
+        return self.constants
 
 
 @cache
@@ -82,41 +97,70 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
     Raises:
         CatalogError: no such framework, or a record that does not parse.
     """
-    data = dict(catalog.entry("framework", name, config_dir))
+    data, where = catalog.entry("framework", name, config_dir), f"framework {name}"
     known = {f.name for f in fields(Framework)} - {"name"}
     if unknown := sorted(data.keys() - known):
-        raise CatalogError(f"framework {name}: unknown key {unknown[0]!r}; {nearest(unknown[0], known)}")
-    traits = data.pop("traits", None) or {}
-    if unknown := sorted(traits.keys() - set(TRAIT_NAMES)):
-        raise CatalogError(
-            f"framework {name}: unknown trait {unknown[0]!r}; {nearest(unknown[0], TRAIT_NAMES)}"
-        )
-    legal = {k: tuple(v) for k, v in (data.pop("legal", None) or {}).items()}
-    aliases = tuple(data.pop("aliases", None) or ())
-    numbers = {k: float(v) for k, v in traits.items()}
-    return Framework(name=name, aliases=aliases, legal=legal, traits=Traits(**numbers), **data)
+        raise CatalogError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], known)}")
+    texts = {key: value for key, value in data.items() if key in _TEXTS}
+    traits = submapping(data, "traits", where)
+    return Framework(
+        name=name,
+        aliases=text_list(data, "aliases", where),
+        traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
+        eras=_eras(data, where),
+        legal={k: tuple(v) for k, v in _by_knob(data, "legal", where, list).items()},
+        defaults=_by_knob(data, "defaults", where, bool | int | float | str),
+        **read_fields(texts, _TEXTS, required=["constants"], where=where),
+    )
+
+
+_TEXTS = {name: Rule(kind=str) for name in ("constants", "stage_split", "exporter", "version", "source")}
+_TRAITS = {name: Rule(most=100.0) for name in TRAIT_NAMES}
+
+
+def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
+    """Release beginnings -> family."""
+    block = submapping(values, "eras", where)
+    rules = dict.fromkeys(block, Rule(kind=str))
+    return read_fields(block, rules, required=(), where=f"{where}.eras")
+
+
+def _by_knob(values: Mapping[str, object], key: str, where: str, kind: Any) -> dict[str, Any]:
+    """The block `key`, whose keys are layout fields and whose values are of `kind`."""
+    block = submapping(values, key, where)
+    knobs = Layout.__dataclass_fields__
+    for name, value in block.items():
+        if name not in knobs:
+            raise CatalogError(f"{where}.{key}: unknown knob {name!r}; {nearest(name, knobs)}")
+        if not isinstance(value, kind):
+            rule = "is not a list of values" if kind is list else "is not a plain value"
+            raise catalog_error(f"{where}.{key}.{name}", value, rule)
+    return block
 
 
 @cache
-def _by_alias() -> dict[str, str]:
+def _by_alias(config_dir: Path | None) -> dict[str, str]:
     known: dict[str, str] = {}
-    for name in catalog.names("framework"):
+    for name in catalog.names("framework", config_dir):
         known[name.lower()] = name
-        known |= {alias.lower(): name for alias in framework(name).aliases}
+        known |= {alias.lower(): name for alias in framework(name, config_dir).aliases}
     return known
 
 
-def framework_of(printed_name: str) -> tuple[Framework, bool]:
+def framework_of(
+    printed_name: str, config_dir: Path | None = None
+) -> tuple[Framework, bool]:
     """The framework a measured row names, and whether it is known.
 
     An unknown one is scored with the nearest generic record: FSDP2 when its name speaks of sharding,
     else Megatron.
     """
-    known = _by_alias()
+    known = _by_alias(config_dir)
     if found := known.get(printed_name.lower()):
-        return framework(found), True
+        return framework(found, config_dir), True
     lowered = printed_name.lower()
     for name in sorted(known, key=len, reverse=True):
         if len(name) > 3 and name in lowered:
-            return framework(known[name]), False
-    return framework("fsdp2" if "fsdp" in lowered or "torch" in lowered else "megatron-core"), False
+            return framework(known[name], config_dir), False
+    generic = "fsdp2" if "fsdp" in lowered or "torch" in lowered else "megatron-core"
+    return framework(generic, config_dir), False

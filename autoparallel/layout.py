@@ -240,7 +240,7 @@ def _read_stages(word: str) -> dict[str, Any]:
 
 def _write_offload(layout: Layout) -> list[str]:
     fraction = layout.optimizer_offload_fraction
-    return [f"offload=opt{fraction:g}"] if fraction else []
+    return [f"offload=opt{np.format_float_positional(fraction, trim='-')}"] if fraction else []
 
 
 def _read_offload(word: str) -> dict[str, Any]:
@@ -397,7 +397,8 @@ KNOB_FIELDS = tuple(f for f in fields(Knobs) if f.name != "stage_table")
 
 
 def _bit(mask: Num, position: int) -> Num:
-    return np.floor(mask / 2.0**position) % 2.0
+    shifted = np.floor(mask / 2.0**position)
+    return shifted - 2.0 * np.floor(shifted / 2.0)
 
 
 def _take(value: Num, index: NDArray[Any] | slice) -> Num:

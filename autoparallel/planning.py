@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,20 +19,25 @@ from typing import Any
 import numpy as np
 
 from autoparallel import catalog
-from autoparallel.cost.goodput import run
 from autoparallel.constants import MemoryConstants
+from autoparallel.cost.goodput import run
 from autoparallel.cost.step import StepTime, interval_s, part_shares
-from autoparallel.layout import Knobs, Layout, knobs
+from autoparallel.errors import bad_value
+from autoparallel.framework import framework
+from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
 from autoparallel.model import flops_per_token
 from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry, Provenance
 from autoparallel.profiles import Calibration
 from autoparallel.ranking import (
+    FITS,
     Ranked,
     Scores,
     Setting,
     Table,
     best_probability,
     cost_model,
+    evaluated_blocks,
+    objective_column,
     ranked,
     sampled_times,
     setting,
@@ -71,6 +76,25 @@ def searched(request: TrainingRequest, *, top: int = TOP) -> tuple[Plan, Ranked,
     return plan, result, where
 
 
+def checked(request: TrainingRequest) -> TrainingRequest:
+    """The request, once every name in it is known to the rooms that use it.
+
+    Raises:
+        ConfigError: a precision, framework, folder, space or baseline that cannot be used.
+    """
+    if request.precision not in PRECISIONS:
+        rule = "is not a precision"
+        raise bad_value("precision", request.precision, rule, "one of " + ", ".join(PRECISIONS))
+    for name in ("config_dir", "profiles_dir"):
+        if (folder := getattr(request, name)) and not Path(folder).is_dir():
+            raise bad_value(name, folder, "is not a folder", f"give --{name.replace('_', '-')}")
+    framework(request.framework, Path(request.config_dir) if request.config_dir else None)
+    SpaceSpec.from_mapping(request.space)
+    if request.baseline:
+        Layout.parse(request.baseline)
+    return request
+
+
 def candidates_of(request: TrainingRequest, where: Setting) -> Candidates:
     """The legal candidates of a request; knobs that change the mathematics only when allowed."""
     spec = SpaceSpec.from_mapping(request.space)
@@ -79,8 +103,21 @@ def candidates_of(request: TrainingRequest, where: Setting) -> Candidates:
     return Candidates(spec, request.model, request.cluster, where.framework, request)
 
 
-def estimate(request: TrainingRequest, layout: Layout) -> Estimate:
-    """What one layout costs, whether it is legal, and its place among all candidates."""
+def solved(request: TrainingRequest) -> tuple[Setting, Ranked]:
+    """What a search keeps, without the records of a plan."""
+    where = setting(request)
+    return where, ranked(candidates_of(request, where), cost_model(where), request.objective)
+
+
+def estimate(request: TrainingRequest, layout: Layout, *, among: Ranked | None = None) -> Estimate:
+    """What one layout costs, whether it is legal, and its place among all candidates.
+
+    Args:
+        request: The job.
+        layout: Any layout, inside the request's space or not.
+        among: The kept candidates of a search of this request, which save searching again.
+    """
+    request, layout = same_framework(request, layout)
     where = setting(request)
     one = knobs([layout], [request.num_gpus], [request.global_batch_size])
     broken = illegal_reasons(request, where, one)
@@ -88,7 +125,14 @@ def estimate(request: TrainingRequest, layout: Layout) -> Estimate:
         return Estimate(entry=_empty_entry(request, layout), legal=False, illegal_reasons=broken)
     scores = cost_model(where)(one)
     entry = _entry(where, layout, one, scores, 0, rank=None, best=None)
-    return Estimate(entry=entry, legal=True, place=_place(request, where, scores))
+    return Estimate(entry=entry, legal=True, place=_place(request, where, scores, among))
+
+
+def same_framework(request: TrainingRequest, layout: Layout) -> tuple[TrainingRequest, Layout]:
+    """Both under one framework: the layout's when it names one, else the request's."""
+    if layout.framework == Layout().framework:
+        return request, replace(layout, framework=request.framework)
+    return checked(replace(request, framework=layout.framework)), layout
 
 
 def illegal_reasons(
@@ -105,11 +149,19 @@ def illegal_reasons(
     )
 
 
-def _place(request: TrainingRequest, where: Setting, scores: Scores) -> Place:
-    """Rank of a scored layout among the fitting candidates (1 = nothing is faster)."""
-    result = ranked(candidates_of(request, where), cost_model(where), request.objective)
-    faster = result.best.scores.iteration_s < scores.iteration_s[0] * (1 - 1e-9) if result.best else []
-    return Place(rank=int(np.sum(faster)) + 1, of=result.feasible)
+def _place(request: TrainingRequest, where: Setting, scores: Scores, among: Ranked | None) -> Place:
+    """Rank of a scored layout among the fitting candidates (1 = nothing is better)."""
+    own = float(objective_column(scores, request.objective)[0]) * (1 - 1e-9)
+    if among is not None and among.best is not None:
+        kept = objective_column(among.best.scores, request.objective)
+        if among.best.size == among.feasible or kept[-1] >= own:
+            return Place(rank=int(np.sum(kept < own)) + 1, of=among.feasible)
+    better = feasible = 0
+    for _, found in evaluated_blocks(candidates_of(request, where), cost_model(where)):
+        fits = found.fits_probability >= FITS
+        feasible += int(fits.sum())
+        better += int((fits & (objective_column(found, request.objective) < own)).sum())
+    return Place(rank=better + 1, of=feasible)
 
 
 def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:

@@ -57,12 +57,16 @@ GENERATIONS = ("volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3"
 BORROWED_SPREAD = 1.5
 """How much wider a borrowed calibration's spread is."""
 RELATIVES: Mapping[str, tuple[str, ...]] = {
-    "yafsdp": ("fsdp", "megatron"),
-    "paxml": ("fsdp", "megatron"),
-    "aleph-alpha": ("megatron",),
-    "megatron-deepspeed": ("megatron",),
-    "nanotron": ("megatron",),
-    "fsdp": ("megatron",),
+    "nemo": ("megatron",),
+    "nemo-early": ("nemo", "megatron"),
+    "megatron": ("nemo",),
+    "yafsdp": ("fsdp", "nemo"),
+    "paxml": ("fsdp", "nemo"),
+    "aleph-alpha": ("megatron", "nemo"),
+    "megatron-deepspeed": ("megatron", "nemo"),
+    "nanotron-early": ("nanotron", "megatron", "nemo"),
+    "nanotron": ("megatron", "nemo"),
+    "fsdp": ("nemo", "megatron"),
 }
 """Framework families to borrow from, nearest first, when a GPU generation has no runs."""
 _KEYS = ("family", "fitted", "source", "rows", "groups", "versions", "constants", "memory", "spread")
@@ -71,9 +75,9 @@ _KEYS = ("family", "fitted", "source", "rows", "groups", "versions", "constants"
 def calibration(family: str, generation: str, folder: Path) -> Calibration:
     """The calibration of framework `family` on GPUs of `generation`, from `folder`/training.
 
-    Without a profile of its own it borrows: the same framework on the nearest GPU generation, then a
-    related framework, then the constants of everything measured. A borrowed one says `assumed` and
-    is wider.
+    Without a profile of its own it borrows: a related framework on the same GPU generation, then the
+    same framework on the nearest generation, then relatives there, then the constants of everything
+    measured. A borrowed one says `assumed` and is wider.
 
     Raises:
         ProfileError: a profile file that does not parse.
@@ -90,10 +94,9 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
 def _by_nearness(family: str, generation: str) -> list[str]:
     at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
     near = sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
-    related = RELATIVES.get(family, () if family == "megatron" else ("megatron",))
-    own = [f"{family}-{g}" for g in near]
-    kin = [f"{kind}-{generation}" for kind in related]
-    return [*own, *kin, *(f"{kind}-{g}" for kind in related for g in near), "all"]
+    related = RELATIVES.get(family, ("nemo", "megatron"))
+    here = [f"{kind}-{generation}" for kind in (family, *related)]
+    return [*here, *(f"{kind}-{g}" for kind in (family, *related) for g in near), "all"]
 
 
 def _borrowed(found: Calibration, family: str) -> Calibration:

@@ -54,11 +54,21 @@ class Fit:
     deviations: Mapping[str, float]
 
 
-def fit(data: Data, names: Sequence[str], prior: Constants, prior_width: float) -> Fit:
+def fit(
+    data: Data,
+    names: Sequence[str],
+    prior: Constants,
+    prior_width: float,
+    near: Constants | None = None,
+) -> Fit:
     """The constants `names` that best explain `data`; the others stay at `prior`.
 
     Args:
+        data: Measured runs.
+        names: Constants that may move.
+        prior: What they are pulled to.
         prior_width: Standard deviation of a constant's log around its prior.
+        near: Where the search begins, when something better than the prior is known.
     """
     low = np.array([np.log(_floor(bounds(n)[0])) for n in names])
     span = np.array([np.log(bounds(n)[1]) for n in names]) - low
@@ -71,8 +81,11 @@ def fit(data: Data, names: Sequence[str], prior: Constants, prior_width: float) 
         return np.concatenate([root_weight * soften(error), (x - start) / prior_width])
 
     # Constants run over [1, 2], so that one relative step suits every difference quotient.
-    begin = np.clip(1 + (start - low) / span, 1 + 1e-6, 2 - 1e-6)
-    found = least_squares(residuals, begin, bounds=(1, 2), diff_step=1e-4, max_nfev=40)
+    first = np.array([np.log(_floor(float(getattr(near or prior, n)))) for n in names])
+    begin = np.clip(1 + (first - low) / span, 1 + 1e-4, 2 - 1e-4)
+    found = least_squares(
+        residuals, begin, bounds=(1, 2), diff_step=1e-4, ftol=1e-5, xtol=1e-5, max_nfev=60
+    )
     return Fit(
         constants=constants_at(names, low + (found.x - 1) * span, prior),
         deviations=dict(zip(names, _deviations(found.jac / span), strict=True)),

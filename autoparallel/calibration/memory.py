@@ -1,9 +1,9 @@
 """Robust fit of the memory constants to measured peaks and out-of-memory labels.
 
-As the time fit: constants move in (shifted) log space between physical bounds, the residual of a peak is the
-softened log of predicted over measured, split groups weigh alike up to a cap, and every constant is
-pulled to its prior. A run that did or did not fit counts through the probability the model gave it
-(logarithmic score), so labels teach without a measured number.
+As the time fit: constants move in (shifted) log space between physical bounds, the residual of a
+peak is the softened log of predicted over measured, split groups weigh alike up to a cap, and every
+constant is pulled to its prior. A run that did or did not fit counts through the probability the
+model gave it (logarithmic score), so labels teach without a measured number.
 """
 
 from __future__ import annotations
@@ -32,16 +32,25 @@ GROUP_WEIGHT_CAP = 25.0
 """Rows after which a split group gains no further weight."""
 LABEL_WEIGHT = 4.0
 """Weight of one label's logarithmic score against one measured peak."""
-GUESSED_VOCABULARY_SHARE = 0.2
-"""Share of the parameters in a vocabulary that was guessed from which a row teaches nothing."""
-SIGMA_FLOOR = 0.03
+OUT_OF_MEMORY_WEIGHT = 2.0
+"""How much dearer a promise to a run that fails is than turning down one that would run."""
+RAN_WEIGHT = 0.1
+"""Weight of a run that is only known to have run: it bounds memory from one side, and what it leaves
+unsaid (recomputation above all) may be why it ran."""
+GUESSED_VOCABULARY_SHARE = 0.1
+"""Share of the parameters in a guessed vocabulary from which on a row teaches nothing."""
+SIGMA_FLOOR = 0.05
 """Least deviation of predicted from needed memory that a fit may claim."""
 
 LOG_FLOOR = 0.1
 """Constants move as log(value + this share of their upper bound), so that they can leave zero."""
-PRIOR_WIDTH_FACTOR = {"context_bytes": 0.15}
+PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
 """How much tighter than the rest a constant is held that most rows do not show."""
 
+DIFFERENCE_STEP = np.array(1e-3)
+RARE = ("gathered_inputs", "embedding_copies")
+RARE_PEAKS = 100
+"""Copies that few code bases keep are fitted only by a family with at least this many peaks."""
 FITTED = (
     "workspace_bytes",
     "extra_gradient_bytes",
@@ -64,7 +73,8 @@ class MemoryData:
         kind: `allocated`, `reserved` or `device`: which of the three totals was measured.
         rank_zero: Whether it was measured on global rank 0, not on the fullest rank.
         out_of_memory: Whether the run failed for want of memory.
-        teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model.
+        teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model,
+            or where experts come on top of the guess.
     """
 
     case: Case
@@ -110,7 +120,8 @@ def memory_data(readings: Sequence[Reading]) -> MemoryData:
         rank_zero=np.array([x.memory_rank == "0" for x in runs]),
         out_of_memory=np.array([bool(x.out_of_memory) for x in runs]),
         vocabulary_stated=stated,
-        teaches=stated | (np.asarray(vocabulary) < GUESSED_VOCABULARY_SHARE),
+        teaches=stated
+        | ((vocabulary < GUESSED_VOCABULARY_SHARE) & (np.asarray(case.model.E) == 0)),
         groups=np.array([x.split_group for x in runs]),
     )
 
@@ -121,28 +132,24 @@ def with_noted_reserved(readings: Sequence[Reading]) -> list[Reading]:
     for reading in readings:
         noted = re.search(r"reserved (\d{1,4}(?:\.\d{1,6})?) GiB", reading.run.notes)
         if noted and reading.run.memory_kind == "allocated":
-            run = replace(
-                reading.run, peak_memory_gib=float(noted[1]), memory_kind="reserved"
-            )
+            run = replace(reading.run, peak_memory_gib=float(noted[1]), memory_kind="reserved")
             extra.append(replace(reading, run=run))
     return [*readings, *extra]
 
 
 def memory_family(reading: Reading) -> str:
-    """Which memory constants a row is scored with: its framework, whatever the GPU.
+    """Which memory constants a row is scored with: its software, whatever the GPU.
 
-    What a rank keeps is decided by the code that runs. nanotron before its pipeline fix kept the gathered
-    inputs of its tensor-parallel GEMMs, and is a family of its own.
+    What a rank keeps is decided by the code that runs.
     """
-    early = "-early" if "after_pp_fix=False" in reading.run.notes else ""
-    return reading.framework.name + early
+    return reading.software
 
 
-# --- prediction ------------------------------------------------------------------------------------
+# --- prediction ---------------------------------------------------------------------------------
 
 
 def predicted(data: MemoryData, constants: MemoryConstants) -> tuple[Column, Memory]:
-    """Predicted bytes of the kind and rank that each row measured, and the fullest rank's memory."""
+    """Bytes of the kind and rank that each row measured, and the fullest rank's memory."""
     case = replace(data.case, memory=constants)
     fullest, first = memory(case), memory_of_stage(case, "first")
     bytes_ = np.select(
@@ -167,7 +174,7 @@ def row_fits_probability(data: MemoryData, constants: MemoryConstants) -> Column
     return np.asarray(fits_probability(fullest, data.case.machine.memory_bytes, constants))
 
 
-# --- fit -------------------------------------------------------------------------------------------
+# --- fit ----------------------------------------------------------------------------------------
 
 
 def fit_memory(
@@ -179,8 +186,13 @@ def fit_memory(
     """The constants `names` that best explain peaks and labels; then the deviation that is left.
 
     Args:
+        data: Measured rows of one family.
+        prior: Where constants start, what they are pulled to, and the value of those not fitted.
         prior_width: Standard deviation of a constant's log around its prior.
+        names: Constants to fit; those of `RARE` only where many peaks show them.
     """
+    if (np.isfinite(data.peak_bytes) & data.teaches).sum() < RARE_PEAKS:
+        names = [n for n in names if n not in RARE]
     floor = np.array([LOG_FLOOR * memory_bounds(n)[1] for n in names])
     low = np.log(floor + [memory_bounds(n)[0] for n in names])
     high = np.log(floor + [memory_bounds(n)[1] for n in names])
@@ -192,7 +204,9 @@ def fit_memory(
         pull = (x - start) / width
         return np.concatenate([_residuals(data, _at(names, np.exp(x) - floor, prior)), pull])
 
-    found = least_squares(residuals, start, bounds=(low, high), diff_step=1e-3, max_nfev=60)
+    found = least_squares(
+        residuals, start, bounds=(low, high), diff_step=DIFFERENCE_STEP, max_nfev=60
+    )
     fitted = _at(names, np.exp(found.x) - floor, prior)
     return replace(fitted, error_sigma=_deviation(data, fitted))
 
@@ -209,7 +223,10 @@ def _residuals(data: MemoryData, constants: MemoryConstants) -> Column:
     error = np.log(bytes_ / np.where(measured, data.peak_bytes, bytes_)) / RESIDUAL_SCALE
     fits = fits_probability(fullest, data.case.machine.memory_bytes, constants)
     right = np.where(data.out_of_memory, 1 - np.asarray(fits), fits)
-    score = np.sqrt(-2 * LABEL_WEIGHT * np.log(np.clip(right, 1e-9, 1 - 1e-12)))
+    told = np.isin(data.groups, data.groups[data.out_of_memory])
+    ran = np.where(told, 1.0, RAN_WEIGHT)
+    cost = LABEL_WEIGHT * np.where(data.out_of_memory, OUT_OF_MEMORY_WEIGHT, ran)
+    score = np.sqrt(-2 * cost * np.log(np.clip(right, 1e-9, 1 - 1e-12)))
     labelled = ~measured | data.out_of_memory
     return np.concatenate([root_weight * soften(error), root_weight * score * labelled])
 
@@ -221,7 +238,9 @@ def _deviation(data: MemoryData, constants: MemoryConstants) -> float:
     if len(error) < 8:
         return float(constants.error_sigma)
     low, high = memory_bounds("error_sigma")
-    spread = max(1.48 * float(np.median(np.abs(error))), float(np.quantile(np.abs(error), 0.9)) / 1.64)
+    spread = max(
+        1.48 * float(np.median(np.abs(error))), float(np.quantile(np.abs(error), 0.9)) / 1.64
+    )
     return float(np.clip(spread, max(low, SIGMA_FLOOR), high))
 
 
@@ -230,8 +249,8 @@ def fit_families(
 ) -> dict[str, MemoryConstants]:
     """One fit a family, each pulled to `prior`.
 
-    The entry "" is for frameworks without rows: `prior` itself, as uncertain as it is on all rows. Copies
-    that one code base keeps say nothing of another, so families do not pull each other.
+    The entry "" is for frameworks without rows: `prior` itself, as uncertain as it is on all rows.
+    Copies that one code base keeps say nothing of another, so families do not pull each other.
     """
     unknown = replace(prior, error_sigma=_deviation(data, prior))
     found = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ Progress = Callable[[str], None]
 FIXED = ("expert_imbalance", "moe_traffic")
 """Constants that published runs cannot tell apart from others; they stay at their prior."""
 FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
-    "nanotron": {"launch_tp_pp_factor": 2.0, "launch_tp_factor": 0.5}
+    "nanotron": {"launch_tp_pp_factor": 2.0, "launch_tp_factor": 0.5},
+    "nanotron-early": {"launch_tp_factor": 0.5},
 }
 """Constants only one framework needs, with where its fit starts."""
 GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
@@ -70,12 +72,18 @@ def framework_part(family: str) -> str:
     return family.rpartition("-")[0]
 
 
-def fit_everything(rows: Rows, among: Mask) -> Fit:
+def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
     """Constants of an unknown machine, from all families without constants of their own."""
     ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
     names = [n for n in CONSTANT_NAMES if n not in (*FIXED, "launch_tp_pp_factor")]
     use = among & ordinary if (among & ordinary).any() else among
-    return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH)
+    return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH, near)
+
+
+@lru_cache(maxsize=1)
+def _of_all(rows: Rows) -> Constants:
+    """The fit to every run: where fits to all but one group begin (their prior is another)."""
+    return fit_everything(rows, np.ones(len(rows.readings), dtype=bool)).constants
 
 
 def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | None:
@@ -96,14 +104,16 @@ class LeftOut:
     step: StepTime
 
 
-def leave_one_group_out(rows: Rows, progress: Progress = lambda text: None) -> LeftOut:
-    """Predict every split group from the others."""
+def leave_one_group_out(
+    rows: Rows, progress: Progress = lambda text: None, groups: Sequence[str] = ()
+) -> LeftOut:
+    """Predict every split group, or those of `groups`, from the others; rows not asked for stay 0."""
     errors = np.zeros(len(rows.readings))
     parts = {f.name: np.zeros(len(rows.readings)) for f in fields(StepTime)}
-    for group in dict.fromkeys(rows.data.groups.tolist()):
+    for group in groups or dict.fromkeys(rows.data.groups.tolist()):
         progress(group)
         held = rows.data.groups == group
-        base = fit_everything(rows, ~held).constants
+        base = fit_everything(rows, ~held, _of_all(rows)).constants
         for family in np.unique(rows.families[held]):
             own = fit_family(rows, str(family), ~held, base)
             at = held & (rows.families == family)

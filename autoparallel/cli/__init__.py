@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from autoparallel.cli import catalog, estimate, export, search, validate
+from autoparallel.cli import calibrate, catalog, estimate, explain, export, search, validate
 from autoparallel.cli.common import top_level
 from autoparallel.cli.outcome import exit_code_of
 
@@ -28,7 +28,9 @@ app = typer.Typer(
 app.callback()(top_level)
 app.command("search")(search.search_verb)
 app.command("estimate")(estimate.estimate_verb)
+app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
+app.command("calibrate")(calibrate.calibrate_verb)
 app.command("export")(export.export_verb)
 app.add_typer(catalog.app, name="catalog")
 

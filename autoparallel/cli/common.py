@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from autoparallel.request import TrainingRequest
 
+FITS = 0.5
+"""Probability from which a layout is called fitting."""
+
 ModelFlag: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -114,6 +117,7 @@ def request_from(
         config_dir: A folder in front of the shipped data.
         profiles_dir: A folder in front of the shipped profiles.
     """
+    from autoparallel.planning import checked
     from autoparallel.request import training_request
 
     folders: dict[str, Any] = {"config_dir": config_dir, "profiles_dir": profiles_dir}
@@ -142,35 +146,19 @@ def _flag(name: str) -> str:
 
 
 def _again(saved: Path, folders: Mapping[str, Path | None]) -> TrainingRequest:
+    from autoparallel.request import TrainingRequest
+
+    return moved(TrainingRequest.from_yaml(saved), folders)
+
+
+def moved(request: TrainingRequest, folders: Mapping[str, Path | None]) -> TrainingRequest:
     """A saved request; folders given now take the place of the saved ones."""
     from dataclasses import replace
 
-    from autoparallel.request import TrainingRequest
-
-    request = TrainingRequest.from_yaml(saved)
-    moved: dict[str, Any] = {
+    given: dict[str, Any] = {
         name: str(path.resolve()) for name, path in folders.items() if path is not None
     }
-    return replace(request, **moved) if moved else request
-
-
-def checked(request: TrainingRequest) -> TrainingRequest:
-    """The request, once every name in it is known to the rooms that use it."""
-    from autoparallel.framework import framework
-    from autoparallel.layout import PRECISIONS, Layout
-    from autoparallel.space import SpaceSpec
-
-    if request.precision not in PRECISIONS:
-        rule = "is not a precision"
-        raise bad_value("precision", request.precision, rule, "one of " + ", ".join(PRECISIONS))
-    for name in ("config_dir", "profiles_dir"):
-        if (folder := getattr(request, name)) and not Path(folder).is_dir():
-            raise bad_value(name, folder, "is not a folder", f"give --{name.replace('_', '-')}")
-    framework(request.framework, Path(request.config_dir) if request.config_dir else None)
-    SpaceSpec.from_mapping(request.space)
-    if request.baseline:
-        Layout.parse(request.baseline)
-    return request
+    return replace(request, **given) if given else request
 
 
 def split_words(words: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:
@@ -199,14 +187,35 @@ def is_override(word: str) -> bool:
 
 
 def first_line(request: TrainingRequest) -> str:
-    """What is asked and what was assumed: the first line of every answer."""
-    gpu = request.cluster.gpu.name
-    job = (
-        f"{request.model.name} on {request.num_gpus} x {gpu} ({request.cluster.name}), "
-        f"{request.framework}, {request.precision}, batch {request.global_batch_size}, "
-        f"sequence {request.seq_length}"
-    )
-    return f"{job}; assumed: {', '.join(request.assumptions)}" if request.assumptions else job
+    """What is asked and what was assumed: the first line of every answer.
+
+    Defaults are marked with a star.
+    """
+    taken = {phrase.split()[0] for phrase in request.assumptions}
+    shown = {
+        "": f"{request.model.name} on {request.num_gpus} x {request.cluster.gpu.name}",
+        "cluster": request.cluster.name,
+        "framework": request.framework,
+        "precision": request.precision,
+        "global_batch_size": f"batch {request.global_batch_size}",
+        "seq_length": f"sequence {request.seq_length}",
+        "tokens": f"{amount(request.tokens)} tokens",
+        "flash": "flash attention",
+        "fp32": "fp32 gradients",
+        "space": f"space {request.space_name}",
+    }
+    words = [text + "*" * (key in taken) for key, text in shown.items()]
+    return ", ".join(words) + (" (* default)" if taken else "")
+
+
+def amount(value: float | None) -> str:
+    """A large count in thousands, millions, billions or trillions."""
+    if value is None:
+        return "unknown"
+    for size, word in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{word}"
+    return f"{value:.4g}"
 
 
 def print_json(value: object) -> None:

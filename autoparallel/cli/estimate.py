@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoparallel.cli import common
+from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,30 +71,33 @@ def estimate_verb(
 
 
 def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: bool) -> None:
-    """Estimate the layout and print every part of it."""
-    answer = _estimated(request, layout)
+    """Estimate the layout and show every part of it."""
+    from autoparallel.planning import estimate
+
+    answer = estimate(request, layout)
     if as_json:
         common.print_json(answer.to_json())
         return
-    if not quiet:
-        typer.echo(common.first_line(request))
+    screen.show(_screen(request, answer, quiet))
+
+
+def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[screen.Line]:
+    from autoparallel.cli import plan_view
+
+    entry = answer.entry
+    lines = [] if quiet else screen.prose(common.first_line(request))
     for reason in answer.illegal_reasons:
-        typer.echo(f"not legal: {reason.rule}: {reason.message}")
-    common.print_table(str(layout), ("part", "value"), _rows(answer))
-
-
-def _estimated(request: TrainingRequest, layout: Layout) -> Estimate:
-    from autoparallel.ranking import estimate
-
-    return estimate(request, layout)
-
-
-def _rows(answer: Estimate) -> list[tuple[str, object]]:
-    """Every number of the answer, the blocks of parts opened."""
-    rows: list[tuple[str, object]] = []
-    for key, value in answer.to_json().items():
-        if isinstance(value, dict):
-            rows += [(f"{key}.{name}", inner) for name, inner in value.items()]
-        elif key != "illegal_reasons" and value is not None:
-            rows.append((key, value))
-    return rows
+        lines += screen.prose(f"not legal: {reason.rule}: {reason.message}", "yellow")
+    if not answer.legal:
+        return lines
+    label = str(answer.place.rank) if answer.place else "-"
+    lines += plan_view.entry_table([label], [entry])
+    if quiet:
+        return lines
+    lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
+    if answer.place is not None:
+        fits = (entry.fits_probability or 0.0) >= common.FITS
+        place = f"{answer.place.rank - 1:,} of the {answer.place.of:,} layouts that fit are better"
+        short = "" if fits else "it would not fit; "
+        lines += screen.prose(f"{short}{place}.", "" if fits else "yellow")
+    return [*lines, [("", "")], *plan_view.part_tables(entry)]

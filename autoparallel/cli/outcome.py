@@ -12,7 +12,6 @@ from typing import Any
 
 import typer
 
-from autoparallel import __version__
 from autoparallel.errors import AutoparallelError, nearest
 
 BAD_INPUT, OWN_ERROR, INTERRUPTED = 2, 70, 130
@@ -96,6 +95,8 @@ def _drop_stdout() -> None:
 
 def _crashed(error: BaseException, arguments: Sequence[str]) -> int:
     """Write a crash file and say where it is."""
+    from autoparallel import __version__
+
     text = "\n".join(
         (
             f"autoparallel {__version__}, Python {platform.python_version()}",

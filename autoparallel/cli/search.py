@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoparallel.cli import common
+from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
     from autoparallel.layout import Layout
-    from autoparallel.plan import Plan, PlanEntry
+    from autoparallel.plan import Estimate, Plan
+    from autoparallel.ranking import Ranked, Setting
     from autoparallel.request import TrainingRequest
 
 
@@ -39,7 +40,6 @@ def search_verb(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
     save_all: Annotated[bool, typer.Option("--save-all", help="Save every candidate.")] = False,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
@@ -70,7 +70,7 @@ def search_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    _answer(request, top=top, as_json=json, out=out, report=report, save_all=save_all, quiet=quiet)
+    _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
 
 
 def _answer(
@@ -79,52 +79,107 @@ def _answer(
     top: int,
     as_json: bool,
     out: Path | None,
-    report: bool,
     save_all: bool,
     quiet: bool,
 ) -> None:
-    """Search, save the run, print the plan."""
-    plan = _ranked_plan(request, top)
+    """Search, save the run, show the plan."""
+    from autoparallel.cli import plan_view
+
+    plan, result, where = _searched(request, top)
     folder = out if out or as_json else _default_folder(request)
-    if folder:
-        plan.write(folder)
-        request.write_yaml(folder / "request.yaml")
-        if plan.entries:
-            _write_launch_files(request, plan.entries[0].layout, folder)
+    names, unsaved = [], None
+    try:
+        names = _saved(folder, plan, result, where, save_all) if folder else []
+    except ConfigError as error:  # the answer is worth showing all the same
+        unsaved = error
     if as_json:
         typer.echo(plan.text(), nl=False)
-    else:
-        typer.echo(common.first_line(request))
-        _print_plan(plan)
-    if folder and not quiet:
-        typer.echo(f"saved in {folder}", err=True)
+        if names and not quiet:
+            typer.echo(f"saved in {folder}", err=True)
+    elif plan.entries:
+        screen.show(_screen(plan, result, where, quiet))
+        if folder and names and not quiet:
+            screen.show(plan_view.files_line(folder, names))
+    elif not quiet:
+        screen.show([*screen.prose(common.first_line(request)), *plan_view.sieve(plan)])
+    if unsaved is not None:
+        raise unsaved
     if not plan.entries:
-        raise NothingFitsError(_nothing_fits(plan))
+        raise NothingFitsError(_nothing_fits(plan, result, where))
 
 
-def _nothing_fits(plan: Plan) -> str:
-    reasons = sorted(plan.pruned.items(), key=lambda item: -item[1])[:3]
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons)
-    return (
-        f"plan: none of {plan.considered} candidates is legal and fits ({why}); take more GPUs, "
-        "a GPU with more memory, or another space"
-    )
+def _searched(request: TrainingRequest, top: int) -> tuple[Plan, Ranked, Setting]:
+    from autoparallel.planning import searched
+
+    return searched(request, top=top)
 
 
-def _write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> None:
+def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[screen.Line]:
+    """Everything there is to read about a plan with entries."""
+    from autoparallel.cli import plan_view
+    from autoparallel.ranking.reasons import bought
+
+    request, winner = where.request, plan.entries[0]
+    equal = plan_view.tied(plan, where)
+    labels = [f"{entry.rank}{'=' * same}" for entry, same in zip(plan.entries, equal, strict=True)]
+    labels[0] = str(winner.rank)
+    entries, given = list(plan.entries), _baseline(request, result)
+    if given is not None and given.legal:
+        entries.append(given.entry)
+        labels.append("yours")
+    table = plan_view.entry_table(labels, entries)
+    if quiet:
+        return table
+    lines = [*screen.prose(common.first_line(request)), *table]
+    lines += screen.legend(winner.parts or {}, "1")
+    lines += plan_view.decision(plan, equal, request.cluster.gpu.memory_bytes)
+    lines += plan_view.runner_up(plan)
+    if given is not None:
+        lines += plan_view.baseline_lines(given, winner)
+    lines += plan_view.worth(bought(where, winner.layout), winner)
+    return [*lines, *plan_view.sieve(plan), *plan_view.rests_on(where.calibration, winner)]
+
+
+def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
+    if not request.baseline:
+        return None
+    from autoparallel.layout import Layout
+    from autoparallel.planning import estimate
+
+    return estimate(request, Layout.parse(request.baseline), among=result)
+
+
+def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: bool) -> list[str]:
+    """Write the files of a run; returns their names in the folder."""
+    from autoparallel.candidates_file import write_all, write_kept
+
+    request = where.request
+    plan.write(folder)
+    request.write_yaml(folder / "request.yaml")
+    if save_all:
+        from autoparallel.planning import candidates_of
+        from autoparallel.ranking import cost_model
+
+        write_all(folder, candidates_of(request, where), cost_model(where))
+    else:
+        write_kept(folder, result)
+    names = ["plan.json", "request.yaml", "candidates.parquet"]
+    if plan.entries:
+        names += _launch_files(request, plan.entries[0].layout, folder)
+    return names
+
+
+def _launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[str]:
     """The winner's files; a plan that Megatron-LM cannot launch is a plan all the same."""
     from autoparallel.cli.launch import write_launch_files
 
     try:
-        write_launch_files(request, layout, folder)
+        written = write_launch_files(request, layout, folder)
     except ConfigError as error:
         typer.echo(f"no launch files: {error}", err=True)
-
-
-def _ranked_plan(request: TrainingRequest, top: int) -> Plan:
-    from autoparallel.ranking import search
-
-    return search(request, top=top)
+        return []
+    root = folder.resolve()
+    return [str(path.resolve().relative_to(root)) for path in written]
 
 
 def _default_folder(request: TrainingRequest) -> Path:
@@ -133,27 +188,40 @@ def _default_folder(request: TrainingRequest) -> Path:
     return Path("runs") / f"{started}-{request.model.name}-{request.num_gpus}"
 
 
-def _print_plan(plan: Plan) -> None:
-    typer.echo(
-        f"{plan.considered} considered, {plan.legal} legal, {plan.evaluated} evaluated, "
-        f"{plan.feasible} fitting, in {plan.search_s:.2f} s"
-    )
-    columns = ("rank", "layout", "step s", "MFU", "memory GiB", "P(fits)", "P(best)", "days", "USD")
-    common.print_table("", columns, [_row(entry) for entry in plan.entries])
-
-
-def _row(entry: PlanEntry) -> list[str]:
+def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
+    """What stands in the way, with numbers, and the nearest request that has an answer."""
+    from autoparallel.cli.plan_view import part_name, time_text
+    from autoparallel.planning import candidates_of, solved
+    from autoparallel.ranking.rescue import first_working, shortfall
     from autoparallel.units import GIB
 
-    gib = None if entry.memory_bytes is None else entry.memory_bytes / GIB
-    numbers = (
-        (entry.iteration_s, ".3f"),
-        (entry.model_flops_utilization, ".1%"),
-        (gib, ".1f"),
-        (entry.fits_probability, ".2f"),
-        (entry.best_probability, ".2f"),
-        (entry.days, ".1f"),
-        (entry.cost_usd, ",.0f"),
-    )
-    shown = ["-" if value is None else format(value, form) for value, form in numbers]
-    return [str(entry.rank), str(entry.layout), *shown]
+    request = where.request
+    if result.nearest_miss is None:
+        rule, count = next(iter(plan.pruned.items()), ("none", 0))
+        found = candidates_of(request, where)
+        for _ in found:  # a walk remembers an example of every rule
+            pass
+        return (
+            f"plan: none of {plan.considered:,} layouts is legal; the rule {rule!r} left out "
+            f"{count:,}, such as {found.example(rule)}"
+        )
+    miss = shortfall(where, result.nearest_miss)
+    part, size = miss.largest
+    lines = [
+        f"plan: none of {plan.evaluated:,} legal layouts fits",
+        f"closest: {miss.layout}",
+        f"  needs {miss.memory_bytes / GIB:.1f} of {miss.capacity_bytes / GIB:.1f} GiB, "
+        f"{miss.short_bytes / GIB:.1f} GiB too much; "
+        f"most of it is {part_name(part, '_bytes')}, {size / GIB:.1f} GiB",
+    ]
+    for r in first_working(request, solved):
+        lines += [
+            f"would fit: {r.flags}",
+            f"  {r.feasible:,} layouts, best {r.best}, {time_text(r.iteration_s)} a step",
+        ]
+    if len(lines) == 3:
+        lines.append(
+            "more GPUs, GPUs with more memory and the optimizer on the host were tried and do not "
+            "fit either; take a smaller model, sequence or another space"
+        )
+    return "\n  ".join(lines)

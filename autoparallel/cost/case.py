@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Case:
     Attributes:
         operators: Measured tables of the GPUs in the case: one for a search, several for a file of runs.
         gpu_index: Which of them a row uses; scalar 0 or [N].
+        done: Results of this very case, so that a formula that several others use runs once.
     """
 
     model: Shape
@@ -35,6 +37,7 @@ class Case:
     memory: MemoryConstants = field(default_factory=MemoryConstants)
     operators: tuple[Operators, ...]
     gpu_index: Num = 0.0
+    done: dict[Callable[[Case], Any], Any] = field(default_factory=dict, init=False, repr=False)
 
     def look_up(self, table: Callable[..., Num], *columns: Num) -> Num:
         """`table(operators, *columns)` with every row's own GPU."""

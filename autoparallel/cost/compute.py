@@ -7,14 +7,21 @@ number of tokens a rank works on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
 from autoparallel.units import Num
 
 HALF_BYTES = 2.0
 TILE_M, TILE_N = 128.0, 256.0
+SHORT_K, SHORT_K_8_BIT = 100.0, 240.0
+"""Inner dimension at which a product reaches half its rate: fitted to isolated GEMMs of A100 (111),
+H100 (93) and H200 (74) in 16 bit, and of H100 (243) and H200 (213) in fp8 (benchmarks/operators.py)."""
+Passes: TypeAlias = NDArray[np.float64]
+"""Seconds of the forward and of the backward pass, [2] or [2, N]."""
 UNFUSED_SCORE_BYTES = 11.0
 """Traffic per attention score, forward, unfused: scores written (2), softmax (4), dropout (5)."""
 
@@ -60,36 +67,52 @@ def padded_vocabulary(case: Case) -> Num:
 def gemm_s(m: Num, n: Num, k: Num, case: Case, narrow: bool = True) -> Num:
     """One GEMM [m, k] x [k, n]; `narrow` GEMMs run in the layout's precision, others in bf16.
 
-    Efficiency falls when the tiles do not fill the GPU: e w / (w + w0) for w waves of tiles.
+    Peak times e k / (k + k0) w / (w + w0): short inner dimensions do not fill a tile's pipeline, few
+    waves w of tiles do not fill the GPU. k0 is measured on isolated products, e and w0 inside a step.
     """
     c, machine = case.constants, case.machine
+    cast = is_narrow(case) if narrow else False
     waves = np.ceil(m / TILE_M) * np.ceil(n / TILE_N) / machine.sms
-    slowdown = (waves + c.gemm_ramp_waves) / np.maximum(waves, 1e-9)
-    is_narrow = machine.peak_flops_per_s > 1.2 * np.asarray(machine.bf16_flops_per_s)
-    precision = np.where(is_narrow, c.fp8_efficiency, 1.0)
-    rate = machine.peak_flops_per_s * precision if narrow else machine.bf16_flops_per_s
+    ramp = (waves + c.gemm_ramp_waves) / np.maximum(waves, 1e-9)
+    short = 1 + np.where(cast, SHORT_K_8_BIT, SHORT_K) / np.maximum(k, 1.0)
+    rate = np.where(cast, machine.peak_flops_per_s * c.fp8_efficiency, machine.bf16_flops_per_s)
     moved_s = HALF_BYTES * (m * n + m * k + k * n) / machine.memory_bandwidth_bytes_per_s
-    return np.maximum(2 * m * n * k * slowdown / (rate * c.gemm_efficiency), moved_s)
+    return np.maximum(2 * m * n * k * ramp * short / (rate * c.gemm_efficiency), moved_s)
 
 
-def attention_projections_s(case: Case) -> Num:
-    """QKV and output projections of one layer, forward."""
+def linear_s(T: Num, inputs: Num, outputs: Num, case: Case, narrow: bool = True) -> Passes:
+    """A linear layer on T tokens: forward, and backward as the products for inputs and weights."""
+    forward = gemm_s(T, outputs, inputs, case, narrow)
+    for_inputs = gemm_s(T, inputs, outputs, case, narrow)
+    for_weights = gemm_s(outputs, inputs, T, case, narrow)
+    return np.stack(np.broadcast_arrays(forward, for_inputs + for_weights))
+
+
+def is_narrow(case: Case) -> Num:
+    """True where the linear layers run in 8 bits or fewer."""
+    return case.machine.peak_flops_per_s > 1.2 * np.asarray(case.machine.bf16_flops_per_s)
+
+
+def attention_projections_s(case: Case) -> Passes:
+    """QKV and output projections of one layer."""
     m, t, T = case.model, case.knobs.tp, tokens(case)
     q, kv = m.a * m.d_qk / t, np.maximum(m.g / t, 1.0) * (m.d_qk + m.d_v)
-    plain = gemm_s(T, q + kv, m.h, case)
+    out = linear_s(T, m.a * m.d_v / t, m.h, case)
+    qkv = linear_s(T, m.h, q + kv, case)
+    if not np.any(m.r_kv):
+        return qkv + out
     up = m.r_kv + m.a / t * (m.d_qk - m.d_rope + m.d_v)
-    q_low_rank = gemm_s(T, m.r_q, m.h, case) + gemm_s(T, q, m.r_q, case)
-    q_s = np.where(np.asarray(m.r_q) > 0, q_low_rank, gemm_s(T, q, m.h, case))
-    latent = q_s + gemm_s(T, m.r_kv + m.d_rope, m.h, case) + gemm_s(T, up, m.r_kv, case)
-    qkv = np.where(np.asarray(m.r_kv) > 0, latent, plain)
-    return qkv + gemm_s(T, m.h, m.a * m.d_v / t, case)
+    low_rank = linear_s(T, m.h, m.r_q, case) + linear_s(T, m.r_q, q, case)
+    q_s = np.where(np.asarray(m.r_q) > 0, low_rank, linear_s(T, m.h, q, case))
+    latent = q_s + linear_s(T, m.h, m.r_kv + m.d_rope, case) + linear_s(T, m.r_kv, up, case)
+    return np.where(np.asarray(m.r_kv) > 0, latent, qkv) + out
 
 
-def mlp_s(case: Case, width: Num, T: Num, shards: Num) -> Num:
-    """The two GEMMs of an MLP of inner `width` on `T` tokens, split over `shards`, forward."""
+def mlp_s(case: Case, width: Num, T: Num, shards: Num) -> Passes:
+    """The two linear layers of an MLP of inner `width` on `T` tokens, split over `shards`."""
     m = case.model
     f = width / shards
-    return gemm_s(T, (m.k - 1) * f, m.h, case) + gemm_s(T, m.h, f, case)
+    return linear_s(T, m.h, (m.k - 1) * f, case) + linear_s(T, f, m.h, case)
 
 
 def attention_core_s(case: Case) -> tuple[Num, Num]:
@@ -124,17 +147,29 @@ def head_width_factor(d: Num) -> Num:
     return d / (d + 24.0) * (128.0 + 24.0) / 128.0
 
 
-def memory_bound_s(case: Case, width: Num) -> Num:
-    """Norms, residuals, rope and activation of one layer, forward.
+def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
+    """Norms, residuals, rope and activation of one layer: (forward, backward).
 
-    Bytes per token: 24 h for norms and residuals, 2 k f for the activation, 6 a token's qkv for rope.
+    Bytes a token, 16 bit: a norm reads and writes h (4 h) and reads twice, writes once backward (6 h);
+    bias, dropout and residual 7 h and 5 h; rope 4 a q, k, v element each way; the activation reads its
+    k - 1 inputs and writes one (2 k f), backward reads k and writes k - 1 (4 k - 2) f.
     """
     m, k, c = case.model, case.knobs, case.constants
-    qkv = m.a * m.d_qk + m.g * (m.d_qk + m.d_v)
-    per_token = 24 * m.h / sequence_shards(case) + (2 * m.k + 2) * width / k.tp + 6 * qkv / k.tp
+    qkv = (m.a * m.d_qk + m.g * (m.d_qk + m.d_v)) / k.tp
     plain = np.where(np.asarray(case.traits.fused_kernels) > 0, 1.0, 3.0)
-    traffic = tokens(case) * per_token * c.memory_traffic * plain
-    return traffic / case.machine.memory_bandwidth_bytes_per_s
+    norms, f = 22 * m.h / sequence_shards(case), width / k.tp
+    cast = cast_bytes(case, width)
+    forward = (norms + 4 * qkv + 2 * m.k * f) * plain + cast
+    backward = (norms + 4 * qkv + (4 * m.k - 2) * f) * plain + 1.5 * cast
+    rate = case.machine.memory_bandwidth_bytes_per_s / (tokens(case) * c.memory_traffic)
+    return forward / rate, backward / rate
+
+
+def cast_bytes(case: Case, width: Num) -> Num:
+    """Bytes a token that 8-bit linear layers move to cast their inputs: read 2, write 1, transposed 1."""
+    m, t = case.model, case.knobs.tp
+    inputs = 2 * m.h + m.a * m.d_v / t + width / t
+    return np.where(is_narrow(case), 4.0 * inputs, 0.0)
 
 
 def dense_layer(case: Case) -> Operators:
@@ -152,34 +187,35 @@ def moe_layer(case: Case) -> Operators:
     per_expert = arriving / local
     experts = local * mlp_s(case, m.f_e, per_expert, k.etp)
     shared = mlp_s(case, m.f_s, T, k.tp) * (np.asarray(m.f_s) > 0)
-    router = gemm_s(T, np.maximum(m.E, 1.0), m.h, case, narrow=False) / k.tp
+    router = linear_s(T, m.h, np.maximum(m.E, 1.0), case, narrow=False) / k.tp
     gemm = attention_projections_s(case) + experts + shared + router
     permuted = 8 * arriving * m.h * c.moe_traffic / case.machine.memory_bandwidth_bytes_per_s
-    active = (m.f_e * m.K + m.f_s) * k.etp / k.etp
-    return _layer(case, gemm, memory_bound_s(case, active) + permuted)
+    active = m.f_e * m.K + m.f_s
+    forward, backward = memory_bound_s(case, active)
+    return _layer(case, gemm, (forward + permuted, backward + permuted))
 
 
-def _layer(case: Case, gemm_s_: Num, memory_s: Num) -> Operators:
+def _layer(case: Case, gemm: Passes, memory_s: tuple[Num, Num]) -> Operators:
     forward, backward = attention_core_s(case)
     return Operators(
-        gemm_forward_s=gemm_s_,
-        gemm_backward_s=2 * gemm_s_,
+        gemm_forward_s=gemm[0],
+        gemm_backward_s=gemm[1],
         attention_forward_s=forward,
         attention_backward_s=backward,
-        memory_forward_s=memory_s,
-        memory_backward_s=1.6 * memory_s,
+        memory_forward_s=memory_s[0],
+        memory_backward_s=memory_s[1],
     )
 
 
 def head(case: Case) -> Operators:
     """Output projection and loss on the last stage (bf16 GEMM, fp32 softmax over the vocabulary)."""
     T, V, t = tokens(case), padded_vocabulary(case), case.knobs.tp
-    gemm = gemm_s(T, V / t, case.model.h, case, narrow=False)
+    gemm = linear_s(T, case.model.h, V / t, case, narrow=False)
     softmax = T * V / t * 14.0 / case.machine.memory_bandwidth_bytes_per_s
-    zero = np.zeros_like(gemm)
+    zero = np.zeros_like(gemm[0])
     return Operators(
-        gemm_forward_s=gemm,
-        gemm_backward_s=2 * gemm,
+        gemm_forward_s=gemm[0],
+        gemm_backward_s=gemm[1],
         attention_forward_s=zero,
         attention_backward_s=zero,
         memory_forward_s=softmax,

@@ -1,16 +1,18 @@
 """Memory of one rank at its peak, by cause, and the probability that it fits.
 
-Activations are counted tensor by tensor: what autograd keeps for the backward pass, in bytes a token and
-layer, after arXiv 2205.05198 section 4 (34 + 5 a s / h) extended to gated MLPs, grouped and latent
-attention, flash attention, experts and fp8. What accounting cannot derive sits in `MemoryConstants`.
+Activations are counted tensor by tensor: what autograd keeps for the backward pass, in bytes a
+token and layer, after arXiv 2205.05198 section 4 (34 + 5 a s / h) extended to gated MLPs, grouped
+and latent attention, flash attention, experts and fp8. What accounting cannot derive sits in
+`MemoryConstants`.
 
-Letters: b micro-batch, s sequence, h hidden, t tensor parallel, S ranks that share norm and residual
-work (t with sequence parallelism, else 1); T = b s / c is the tokens a rank works on.
+Letters: b micro-batch, s sequence, h hidden, t tensor parallel, S ranks that share norm and
+residual work (t with sequence parallelism, else 1); T = b s / c is the tokens a rank works on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from autoparallel.cost.partition import (
     single_stage,
 )
 from autoparallel.cost.schedule import in_flight
+from autoparallel.cost.unique import per_combination
 from autoparallel.layout import GRAPH_SCOPES, PRECISIONS
 from autoparallel.units import Num
 
@@ -34,8 +37,11 @@ MOE_STAGING_COPIES = 2.0
 """Send and receive buffers of one expert all-to-all."""
 P2P_COPIES = 4.0
 """Send and receive buffers of a pipeline stage, in each direction."""
-COMMUNICATOR_BYTES = 0.2e9
-"""NCCL buffers of one communicator. aiconfigurator `h100_sxm.yaml` counts 342 to 392 MiB a process."""
+COMMUNICATOR_BYTES = 0.36e9
+"""NCCL buffers of one communicator, about 342 MiB for 2 GPUs (392 MiB for 4 to 8).
+
+Source: ai-dynamo/aiconfigurator `h100_sxm.yaml`.
+"""
 LOGISTIC_SLOPE = 1.702
 """Slope at which the logistic curve is the normal distribution within 0.01."""
 
@@ -76,14 +82,20 @@ class Memory:
         return self.reserved_bytes + self.context_bytes
 
 
+def _flag(condition: Any) -> Num:
+    """1 where `condition` holds, else 0."""
+    return np.where(condition, 1.0, 0.0)
+
+
 def memory(case: Case) -> Memory:
-    """Peak of the fullest rank: first stage, an ordinary stage or the last one, whichever is worst."""
-    first, middle, last = (memory_of_stage(case, position) for position in STAGES)
+    """Peak of the fullest rank: of the first, an ordinary or the last stage, whichever is worst."""
+    shared = _shared(case)
+    first, middle, last = (_of_stage(case, position, shared) for position in STAGES)
     worst = _fuller(first, last, np.asarray(case.knobs.pp) > 1)
     return _fuller(worst, middle, np.asarray(case.knobs.pp) > 2)
 
 
-def _fuller(a: Memory, b: Memory, exists: Num) -> Memory:
+def _fuller(a: Memory, b: Memory, exists: Any) -> Memory:
     """Row by row the fuller of two stages, of which `b` may not exist."""
     choose_b = np.logical_and(exists, np.asarray(b.total_bytes) > a.total_bytes)
     return Memory(
@@ -96,7 +108,7 @@ def _fuller(a: Memory, b: Memory, exists: Num) -> Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stage:
-    """One pipeline stage: decoder layers, vocabulary matrices, position, and whether it ends in a loss."""
+    """A pipeline stage: layers, vocabulary matrices, position, and 1 where it ends in the loss."""
 
     layers: Num
     embeddings: Num
@@ -129,16 +141,40 @@ def _stage(case: Case, position: str) -> _Stage:
 
 def memory_of_stage(case: Case, position: str) -> Memory:
     """Peak of one rank of the stage `position`, one of `STAGES`; `first` holds global rank 0."""
+    return _of_stage(case, position, _shared(case))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Shared:
+    """What every stage of a pipeline has in common: bytes of one layer, and of the head."""
+
+    saved: Num
+    backward: Num
+    logits: Num
+
+
+@per_combination
+def _shared(case: Case) -> _Shared:
+    return _Shared(
+        saved=saved_layer_bytes(case),
+        backward=layer_backward_bytes(case),
+        logits=logits_bytes(case),
+    )
+
+
+def _of_stage(case: Case, position: str, shared: _Shared) -> Memory:
     k, c, stage = case.knobs, case.memory, _stage(case, position)
     params = rank_parameters(case, stage.layers, stage.embeddings)
     weights, gradients, optimizer = static_bytes(case, params)
     alive = in_flight(k.pp, k.vpp, k.micro_batches, k.group, k.schedule, stage.position)
-    saved = saved_layer_bytes(case) * stage.layers / k.vpp * alive
+    saved = shared.saved * stage.layers / k.vpp * alive
     if position == "first":
-        saved = saved + c.embedding_copies * HALF_BYTES * tokens(case) * case.model.h * alive / k.vpp
-    backward = layer_backward_bytes(case)
-    logits = logits_bytes(case) * stage.head
-    buffers = buffers_bytes(case, stage.embeddings > 0) + np.maximum(backward - logits, 0.0)
+        saved = (
+            saved + c.embedding_copies * HALF_BYTES * tokens(case) * case.model.h * alive / k.vpp
+        )
+    logits = shared.logits * stage.head
+    backward = np.maximum(shared.backward - logits, 0.0)
+    buffers = buffers_bytes(case, _flag(np.asarray(stage.embeddings) > 0)) + backward
     moving = saved + logits + buffers
     return Memory(
         weights_bytes=weights,
@@ -152,11 +188,11 @@ def memory_of_stage(case: Case, position: str) -> Memory:
     )
 
 
-# --- weights, gradients, optimizer -----------------------------------------------------------------
+# --- weights, gradients, optimizer --------------------------------------------------------------
 
 
 def shards(case: Case) -> tuple[Num, Num]:
-    """Ranks that share the optimizer of (dense, expert) parameters: dp x cp, experts' own replicas."""
+    """Ranks that share the optimizer of (dense, expert) parameters: dp x cp, expert replicas."""
     k = case.knobs
     dense = k.dp * k.cp
     expert = np.maximum(k.num_gpus / (k.pp * k.ep * k.etp), 1.0)
@@ -166,21 +202,22 @@ def shards(case: Case) -> tuple[Num, Num]:
 
 def is_fp8(case: Case) -> Num:
     """1 where linear layers run in fp8 or narrower."""
-    return np.where(np.asarray(case.knobs.precision) >= PRECISIONS.index("fp8"), 1.0, 0.0)
+    return _flag(np.asarray(case.knobs.precision) >= PRECISIONS.index("fp8"))
 
 
 def static_bytes(case: Case, params: RankParameters) -> tuple[Num, Num, Num]:
     """Weights, gradients and optimizer states of a rank.
 
     Without sharding 2 + g + 12 bytes a parameter (18 with fp32 gradients), with the distributed
-    optimizer 2 + g + 12/d (6 + 12/d): Megatron-LM `theoretical_memory_usage.py`. ZeRO-2 shards gradients
-    too, ZeRO-3 everything (arXiv 1910.02054). Transformer Engine keeps an fp8 weight and its transpose.
+    optimizer 2 + g + 12/d (6 + 12/d): Megatron-LM `theoretical_memory_usage.py`. ZeRO-2 shards
+    gradients too, ZeRO-3 everything (arXiv 1910.02054). Transformer Engine keeps an fp8 weight and
+    its transpose.
     """
     k, traits, c = case.knobs, case.traits, case.memory
     zero, (dense, expert) = np.asarray(k.zero), shards(case)
     owned = params.dense / dense + params.expert / expert
     full = params.total
-    fp8_copies = 2.0 * is_fp8(case) * (zero < 3)
+    fp8_copies = 2.0 * is_fp8(case) * _flag(zero < 3)
     weights = HALF_BYTES * np.where(zero >= 3, owned, full) + fp8_copies * full
     gradient = k.grad_bytes + c.extra_gradient_bytes
     gradients = gradient * np.where(zero >= 2, owned, full)
@@ -188,7 +225,7 @@ def static_bytes(case: Case, params: RankParameters) -> tuple[Num, Num, Num]:
     return weights, gradients, states * np.where(zero >= 1, owned, full)
 
 
-# --- activations -----------------------------------------------------------------------------------
+# --- activations --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,9 +259,11 @@ class LayerActivations:
     @property
     def total(self) -> Num:
         """All tensors."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        tensors: list[Num] = [getattr(self, f.name) for f in fields(self)]
+        return sum(tensors, start=0.0)
 
 
+@per_combination
 def layer_activations(case: Case) -> LayerActivations:
     """The tensors of one average layer, nothing recomputed.
 
@@ -233,17 +272,17 @@ def layer_activations(case: Case) -> LayerActivations:
     """
     m, k, traits, c = case.model, case.knobs, case.traits, case.memory
     T, t, S = tokens(case), k.tp, sequence_shards(case)
-    gemm_input = HALF_BYTES - is_fp8(case) * (np.asarray(k.zero) < 3)
+    gemm_input = HALF_BYTES - is_fp8(case) * _flag(np.asarray(k.zero) < 3)
     moe = m.L_moe / m.L
     kv = np.maximum(m.g / t, 1.0)
     query, out = m.a * m.d_qk / t, m.a * m.d_v / t
-    dropout = np.asarray(m.bias) > 0
-    unfused = 1 - np.asarray(traits.flash_attention)
+    dropout = _flag(np.asarray(m.bias) > 0)
+    unfused = np.maximum(1.0 - traits.flash_attention, traits.stores_scores)
     f, f_s = m.f / t * (1 - moe), m.f_s / t * moe
-    arriving = T / t * m.K * k.etp * c.expert_imbalance * moe
+    arriving = T / t * m.K * k.etp * case.constants.expert_imbalance * moe
     f_e = m.f_e / k.etp
-    plain = c.activation_copies + (1 - np.asarray(traits.fused_kernels))
-    gathered = c.gathered_inputs * (1 - S / (t * S)) * (np.asarray(k.sp) > 0)
+    plain = c.activation_copies + (1.0 - traits.fused_kernels)
+    gathered = c.gathered_inputs * (1 - 1 / t) * _flag(np.asarray(k.sp) > 0)
     return LayerActivations(
         residual=2 * HALF_BYTES * T * m.h / S,
         norm_outputs=2 * gemm_input * T * m.h / S,
@@ -266,8 +305,8 @@ def layer_activations(case: Case) -> LayerActivations:
 def saved_layer_bytes(case: Case) -> Num:
     """Bytes one layer keeps of one micro-batch, recomputation applied."""
     k, x = case.knobs, layer_activations(case)
-    per_op = np.asarray(case.traits.per_op_recompute) * (np.asarray(k.granularity) == 1)
-    kept = np.where(per_op > 0, per_op_bytes(case), x.total - discarded_bytes(case, x))
+    per_op = case.traits.per_op_recompute * _flag(np.asarray(k.granularity) == 1)
+    kept = np.where(np.asarray(per_op) > 0, per_op_bytes(case), x.total - discarded_bytes(case, x))
     inputs = checkpoint_bytes(case)
     layers = np.maximum(chunks(case).middle, 1.0)
     n = np.clip(k.recompute_layers, 1.0, layers)
@@ -284,14 +323,16 @@ def checkpoint_bytes(case: Case) -> Num:
 
 
 def discarded_bytes(case: Case, x: LayerActivations) -> Num:
-    """What selective recomputation does not keep, module by module (Megatron-Core `recompute_modules`)."""
+    """What selective recomputation does not keep (Megatron-Core `recompute_modules`)."""
     k = case.knobs
     gone = k.module("core_attn") * x.scores + k.module("layernorm") * x.norm_outputs
-    gone = gone + k.module("mla_up_proj") * x.qkv * (np.asarray(case.model.r_kv) > 0)
+    gone = gone + k.module("mla_up_proj") * x.qkv * _flag(np.asarray(case.model.r_kv) > 0)
     gone = gone + k.module("mlp") * (x.mlp_inner + x.mlp_activated)
     whole, act = k.module("moe"), k.module("moe_act")
     shared = np.maximum(k.module("shared_experts"), whole) * x.shared_inner
-    routed = whole * (x.expert_inner + x.expert_tokens) + np.maximum(whole, act) * x.expert_activated
+    routed = (
+        whole * (x.expert_inner + x.expert_tokens) + np.maximum(whole, act) * x.expert_activated
+    )
     return gone + shared + routed
 
 
@@ -308,23 +349,23 @@ def per_op_bytes(case: Case) -> Num:
 def layer_backward_bytes(case: Case) -> Num:
     """What one layer's backward holds at its widest.
 
-    Gradients of its tensors, its weight gradients in half precision before they are accumulated, and
-    the layer itself when it is recomputed.
+    Gradients of its tensors, its weight gradients in half precision before they are accumulated,
+    and the layer itself when it is recomputed.
     """
     k, x = case.knobs, layer_activations(case)
     inner = x.mlp_inner + x.shared_inner + x.expert_inner
     gradients = inner + x.mlp_activated + x.expert_activated + x.residual
     n = np.where(np.asarray(k.method) == 0, np.maximum(k.recompute_layers, 1.0), 1.0)
-    per_op = np.asarray(case.traits.per_op_recompute) * (np.asarray(k.granularity) == 1)
+    per_op = case.traits.per_op_recompute * _flag(np.asarray(k.granularity) == 1)
     again = np.where(np.asarray(k.granularity) == 2, n * x.total, 0.0)
-    again = again + np.where(per_op > 0, x.total - per_op_bytes(case), 0.0)
+    again = again + np.where(np.asarray(per_op) > 0, x.total - per_op_bytes(case), 0.0)
     module = np.where(np.asarray(k.granularity) == 1, discarded_bytes(case, x), 0.0)
     weight_gradients = HALF_BYTES * layer_parameters(case).total
-    return gradients + weight_gradients + again + module * (per_op == 0)
+    return gradients + weight_gradients + again + module * _flag(np.asarray(per_op) == 0)
 
 
 def logits_bytes(case: Case) -> Num:
-    """Logits of one micro-batch at the loss: once in half precision, some fp32 copies, the head's input.
+    """Logits of one micro-batch at the loss: half precision, fp32 copies, and the head's input.
 
     Multi-token prediction has one more of them a layer.
     """
@@ -335,25 +376,36 @@ def logits_bytes(case: Case) -> Num:
     return (1 + m.mtp) * (T * padded_vocabulary(case) / split * each + head_input)
 
 
-# --- buffers ---------------------------------------------------------------------------------------
+# --- buffers ------------------------------------------------------------------------------------
 
 
 def buffers_bytes(case: Case, holds_vocabulary: Num) -> Num:
-    """Staging: gathered weights and gradients, pipeline and expert messages, libraries' workspaces."""
+    """Staging of messages, workspaces, and what ZeRO gathers."""
+    return staging_bytes(case) + unsharded_bytes(case, holds_vocabulary)
+
+
+@per_combination
+def staging_bytes(case: Case) -> Num:
+    """Sequence-parallel inputs, pipeline and expert messages, CUDA graphs, libraries' workspaces."""
     m, k, c = case.model, case.knobs, case.memory
     T, S = tokens(case), sequence_shards(case)
     message = HALF_BYTES * T * m.h / S
-    p2p = P2P_COPIES * message * (np.asarray(k.pp) > 1)
+    p2p = P2P_COPIES * message * _flag(np.asarray(k.pp) > 1)
     gathered = HALF_BYTES * T * m.h * np.where(np.asarray(k.sp) > 0, 1 - 1 / k.tp, 0.0)
-    dispatched = T / k.tp * m.K * m.h * HALF_BYTES * c.expert_imbalance
-    experts = MOE_STAGING_COPIES * dispatched * (np.asarray(m.L_moe) > 0) * (np.asarray(k.ep) > 1)
+    dispatched = T / k.tp * m.K * m.h * HALF_BYTES * case.constants.expert_imbalance
+    experts = (
+        MOE_STAGING_COPIES
+        * dispatched
+        * _flag(np.asarray(m.L_moe) > 0)
+        * _flag(np.asarray(k.ep) > 1)
+    )
     graphs = 2 * message * chunks(case).middle * k.vpp
-    graphs = graphs * (np.asarray(k.graph) > GRAPH_SCOPES.index("none"))
-    return c.workspace_bytes + p2p + gathered + experts + graphs + unsharded_bytes(case, holds_vocabulary)
+    graphs = graphs * _flag(np.asarray(k.graph) > GRAPH_SCOPES.index("none"))
+    return c.workspace_bytes + p2p + gathered + experts + graphs
 
 
 def unsharded_bytes(case: Case, holds_vocabulary: Num) -> Num:
-    """ZeRO-3: whole units gathered in half precision, and one unit's whole gradient to be scattered."""
+    """ZeRO-3: units gathered in half precision, and one unit's whole gradient to be scattered."""
     k, layer = case.knobs, layer_parameters(case)
     vocabulary = embedding_parameters(case) * holds_vocabulary
     unit = np.maximum(layer.total, vocabulary)
@@ -363,21 +415,23 @@ def unsharded_bytes(case: Case, holds_vocabulary: Num) -> Num:
     return np.where(zero >= 3, gathered, 0.0) + np.where(zero >= 2, gradient, 0.0)
 
 
+@per_combination
 def communicators(case: Case) -> Num:
     """NCCL communicators a rank opens: one per kind of group that has more than one member."""
     k = case.knobs
     sizes = (k.tp, k.pp, k.cp, k.dp, k.ep)
-    return sum(np.where(np.asarray(size) > 1, 1.0, 0.0) for size in sizes)
+    return sum((_flag(np.asarray(size) > 1) for size in sizes), start=0.0)
 
 
-# --- does it fit -----------------------------------------------------------------------------------
+# --- does it fit --------------------------------------------------------------------------------
 
 
 def fits_probability(memory: Memory, capacity_bytes: Num, constants: MemoryConstants) -> Num:
     """Probability that a rank of `capacity_bytes` does not run out.
 
-    The allocator's part is log-normal around its prediction with deviation `error_sigma`; the context is
-    taken as known. One half where prediction and capacity meet. Normal distribution by a logistic curve.
+    The allocator's part is log-normal around its prediction with deviation `error_sigma`; the
+    context is taken as known. One half where prediction and capacity meet. The normal distribution
+    is approximated by a logistic curve.
     """
     room = np.maximum(np.asarray(capacity_bytes) - memory.context_bytes, 1.0)
     z = np.log(room / memory.reserved_bytes) / constants.error_sigma

@@ -8,6 +8,7 @@ import numpy as np
 
 from autoparallel.cost.case import Case
 from autoparallel.cost.compute import padded_vocabulary
+from autoparallel.cost.unique import per_combination
 from autoparallel.model import (
     attention_parameters,
     expert_parameters,
@@ -27,6 +28,7 @@ class Chunks:
     last: Num
 
 
+@per_combination
 def chunks(case: Case) -> Chunks:
     """Layers per chunk.
 

@@ -17,6 +17,7 @@ Ignored: differences between middle ranks, and jitter.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +133,8 @@ class _Rank(NamedTuple):
 
 def _family_time(x: Stages, code: int) -> PipelineTime:
     """`pipeline_time` for rows of one schedule."""
-    span = {_INTERLEAVED: _interleaved, _BFS: _breadth_first}.get(code, _one_chunk)
+    one_chunk = partial(_one_chunk, plain=code == _1F1B, slides=code == _ZB2P)
+    span = {_INTERLEAVED: _interleaved, _BFS: _breadth_first}.get(code, one_chunk)
     ranks = _ranks(x, code in (_ZB1P, _ZB2P))
     busy = x.micro_batches * _longest([rank.work for rank in ranks])
     plain = span(x, ranks, 0.0, 0.0)
@@ -166,7 +168,7 @@ def _positive(value: Num) -> Num:
 def _ranks(x: Stages, split: bool) -> list[_Rank]:
     """The first, a middle and the last rank. Two ranks have no middle, one is first and last."""
     f, b = x.forward_s, x.backward_s + (0.0 if split else x.weight_s)
-    weight = x.vpp * x.weight_s * split
+    weight = x.vpp * x.weight_s if split else 0.0
     f0, b0 = x.first_extra_forward_s, x.first_extra_backward_s
     f1, b1 = x.last_extra_forward_s, x.last_extra_backward_s
     p, alone, inner = x.pp, _flag(x.pp == 1), _flag(x.pp > 2)
@@ -191,7 +193,9 @@ def _ranks(x: Stages, split: bool) -> list[_Rank]:
     ]
 
 
-def _one_chunk(x: Stages, ranks: list[_Rank], c: Num, met: Num) -> Num:
+def _one_chunk(
+    x: Stages, ranks: list[_Rank], c: Num, met: Num, plain: bool, slides: bool
+) -> Num:
     """1F1B and zero-bubble: reach the rank, m micro-batches with their stalls, the waits, leave.
 
     Waits: its first backward needs all ranks after it, and so does its last, while it has `ahead`
@@ -204,9 +208,10 @@ def _one_chunk(x: Stages, ranks: list[_Rank], c: Num, met: Num) -> Num:
         ranks: The three ranks of `_ranks`.
         c: Time of a transfer.
         met: The part of `c` that sender and receiver wait for.
+        plain: Whether the schedule is 1F1B.
+        slides: Whether it is ZB-H2, whose ranks start the next step before the slowest is done.
     """
     m, p, first = x.micro_batches, x.pp, ranks[0]
-    plain, slides = _flag(x.schedule == _1F1B), _flag(x.schedule == _ZB2P)
     cover, again = p + slides * (p - 1), m - 1
     whole = first.work + first.down_forward + first.down_backward
     hops = c * (2 - slides) * (again - np.ceil(again / cover))

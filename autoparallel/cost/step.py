@@ -21,6 +21,7 @@ from autoparallel.cost.partition import (
     single_stage,
 )
 from autoparallel.cost.schedule import Stages, pipeline_time
+from autoparallel.cost.unique import per_combination
 from autoparallel.profiles import Spread
 from autoparallel.units import Num
 
@@ -112,6 +113,7 @@ def smooth_max(a: Num, b: Num) -> Num:
     return top * np.sqrt(np.sqrt(1 + squared * squared))
 
 
+@per_combination
 def mixed_layer(case: Case) -> Operators:
     """The average layer of a model that may mix dense and MoE layers."""
     dense = dense_layer(case)
@@ -126,6 +128,7 @@ def mixed_layer(case: Case) -> Operators:
     )
 
 
+@per_combination
 def recomputed_share(case: Case) -> Num:
     """Share of layers that are recomputed whole: all under `uniform`, the first n under `block`."""
     k = case.knobs
@@ -151,33 +154,52 @@ def recompute_s(case: Case, ops: Operators) -> Num:
     return selective + recomputed_share(case) * ops.forward_s
 
 
-def tp_s(case: Case) -> Num:
-    """Tensor-parallel traffic of one layer, forward and backward: 4 all-reduces or their halves."""
+@per_combination
+def tp_forward_s(case: Case) -> Num:
+    """Tensor-parallel traffic of one layer's forward: 2 all-reduces or their halves."""
     g = comm.tp_group(case)
     message = tokens(case) * case.model.h * HALF_BYTES
     reduced = comm.all_reduce_s(message, g, case)
     split = 2 * comm.all_gather_s(message, g, case)
-    forward = 2 * np.where(np.asarray(case.knobs.sp) > 0, split, reduced)
-    return forward * (2 + recomputed_share(case))
+    return 2 * np.where(np.asarray(case.knobs.sp) > 0, split, reduced)
 
 
+@per_combination
 def cp_s(case: Case) -> Num:
-    """Context-parallel exchange of keys and values: once forward, twice backward."""
-    m, k = case.model, case.knobs
+    """Exposed context-parallel traffic of one layer, forward and backward, by `cp_comm_type`.
+
+    `p2p` and `all_gather` pass keys and values around (once forward, twice backward), the ring behind
+    attention, the gather in front of it. `a2a` swaps sequence for heads on q, k, v and the output, each
+    way. `a2a+p2p` swaps inside the fast domain and rings the rest.
+    """
+    m, k, c = case.model, case.knobs, case.constants
+    if not np.any(k.cp > 1):
+        return np.zeros(np.shape(k.cp))
+    group, whole = comm.cp_group(case), recomputed_share(case)
     kv = m.g / k.tp * (m.d_qk + m.d_v) * HALF_BYTES * k.mbs * m.s
-    return comm.all_gather_s(kv, comm.cp_group(case), case) * (3 + recomputed_share(case)) * (k.cp > 1)
+    swapped = (m.a + m.g) / k.tp * (m.d_qk + m.d_v) * HALF_BYTES * tokens(case)
+    inside = np.clip(np.floor(case.machine.domain_gpus / k.tp), 1.0, k.cp)
+    ring = comm.all_gather_s(kv, group, case) * (3 + whole)
+    swap = comm.all_to_all_s(swapped, 1.0, group, case) * (2 + whole)
+    inner = comm.all_to_all_s(swapped, 1.0, comm.group(case, inside, k.tp), case) * (2 + whole)
+    outer = comm.group(case, k.cp / inside, k.tp * inside)
+    across = comm.all_gather_s(kv / inside, outer, case) * (3 + whole)
+    by_type = [ring * c.cp_exposed, ring, swap, inner + across * c.cp_exposed]
+    return np.select([np.asarray(k.cp_comm) == i for i in range(4)], by_type) * (k.cp > 1)
 
 
-def ep_s(case: Case) -> Num:
-    """Dispatch and combine, forward and backward, on the share of layers with experts."""
+@per_combination
+def ep_forward_s(case: Case) -> Num:
+    """Dispatch and combine in one layer's forward, on the share of layers with experts."""
     m, k = case.model, case.knobs
     if not np.any(m.E):
         return np.zeros(np.shape(k.ep))
     sent = tokens(case) / k.tp * m.K * m.h * HALF_BYTES * case.constants.expert_imbalance
     once = comm.all_to_all_s(sent, m.K, comm.ep_group(case), case) * (np.asarray(k.ep) > 1)
-    return once * (4 + 2 * recomputed_share(case)) * m.L_moe / m.L
+    return 2 * once * m.L_moe / m.L
 
 
+@per_combination
 def fsdp_s(case: Case) -> Num:
     """ZeRO-3 traffic of one layer and micro-batch: weights gathered twice, gradients scattered."""
     params = layer_parameters(case)
@@ -185,7 +207,8 @@ def fsdp_s(case: Case) -> Num:
     grads = case.knobs.grad_bytes
     total = comm.all_gather_s(params.dense * (2 * HALF_BYTES + grads), dense, case)
     if np.any(case.model.E):
-        total = total + comm.all_gather_s(params.expert * (2 * HALF_BYTES + grads), expert, case)
+        gathered = comm.all_gather_s(params.expert * (2 * HALF_BYTES + grads), expert, case)
+        total = total + gathered * (np.asarray(case.model.E) > 0)
     return total * (np.asarray(case.knobs.zero) == 3)
 
 
@@ -194,13 +217,16 @@ def layer_time(case: Case) -> LayerTime:
     c, k = case.constants, case.knobs
     ops = mixed_layer(case)
     again = recompute_s(case, ops)
-    tp, cp, ep = tp_s(case) * c.tp_exposed, cp_s(case) * c.cp_exposed, ep_s(case) * c.ep_exposed
+    whole = recomputed_share(case)
+    tp = tp_forward_s(case) * (2 + whole) * c.tp_exposed
+    cp = cp_s(case)
+    ep = ep_forward_s(case) * (2 + whole) * c.ep_exposed
     work = ops.forward_s + ops.backward_s + again
     gpu = work + tp + cp + ep
     moe = 1 + c.moe_launch * case.model.L_moe / case.model.L
     tp_growth = c.launch_tp_factor + c.launch_tp_pp_factor * (np.asarray(k.pp) > 1)
     host = c.launch_s_per_layer * (1 + tp_growth * np.log2(k.tp)) * moe
-    host = host * (1 + recomputed_share(case) / 3)
+    host = host * (1 + whole / 3)
     busy = smooth_max(gpu, host)
     gather = fsdp_s(case)
     exposed = c.gather_exposed * gather + (1 - np.minimum(c.gather_exposed, 1)) * (
@@ -221,6 +247,7 @@ def layer_time(case: Case) -> LayerTime:
     )
 
 
+@per_combination
 def gradient_s(case: Case) -> Num:
     """Gradient reduction (and parameter gathering) of one step, before overlap."""
     k = case.knobs
@@ -229,10 +256,12 @@ def gradient_s(case: Case) -> Num:
     per_parameter = np.where(np.asarray(k.zero) == 0, 2 * k.grad_bytes, k.grad_bytes + HALF_BYTES)
     dense = comm.all_gather_s(params.dense * per_parameter, comm.dp_group(case), case)
     if np.any(case.model.E):
-        dense = dense + comm.all_gather_s(params.expert * per_parameter, comm.expert_dp_group(case), case)
+        expert = comm.all_gather_s(params.expert * per_parameter, comm.expert_dp_group(case), case)
+        dense = dense + expert * (np.asarray(case.model.E) > 0)
     return dense * (np.asarray(k.zero) < 3)
 
 
+@per_combination
 def optimizer_s(case: Case) -> Num:
     """Adam: 16 bytes read and 14 written a parameter, sharded from ZeRO-1; gradients read once more."""
     k = case.knobs

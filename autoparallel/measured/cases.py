@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,9 +47,15 @@ class Reading:
     vocabulary_stated: bool
 
     @property
+    def software(self) -> str:
+        """The calibrated family of the framework release that ran."""
+        early = "before-pp-fix" if "after_pp_fix=False" in self.run.notes else ""
+        return self.framework.family(self.run.software_release or early)
+
+    @property
     def family(self) -> str:
         """Which calibrated constants it is scored with: framework family and GPU generation."""
-        return f"{self.framework.constants}-{self.cluster.gpu.generation}"
+        return f"{self.software}-{self.cluster.gpu.generation}"
 
 
 def stack(records: Sequence[Record]) -> Record:
@@ -61,19 +68,24 @@ def stack(records: Sequence[Record]) -> Record:
     return type(first)(**columns)
 
 
-def read(run: MeasuredRun) -> Reading:
+def read(run: MeasuredRun, config_dir: Path | None = None) -> Reading:
     """Understand one row.
+
+    Args:
+        run: The row.
+        config_dir: A folder of models, GPUs, clusters and frameworks in front of the shipped ones.
 
     Raises:
         CatalogError: the GPU is not in the catalog.
     """
-    framework, known = framework_of(run.framework)
+    framework, known = framework_of(run.framework, config_dir)
+    model = row_model(run, config_dir)
     return Reading(
         run=run,
         framework=framework,
-        model=row_model(run),
-        layout=row_layout(run, framework),
-        cluster=row_cluster(run),
+        model=model,
+        layout=row_layout(run, framework, model),
+        cluster=row_cluster(run, config_dir),
         approximated=not known,
         vocabulary_stated=run.vocab_size is not None,
     )
@@ -121,12 +133,12 @@ def _pick(record: Record, index: NDArray[Any]) -> Record:
 # --- the model -----------------------------------------------------------------------------------
 
 
-def row_model(run: MeasuredRun) -> Model:
+def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
     """The row's dimensions; what its columns cannot say comes from the catalog model of that name."""
     moe = (run.num_moe_experts or 0) > 1
     heads = run.num_attention_heads
     ffn = run.ffn_hidden_size or 4 * run.hidden_size
-    known = catalog_twin(run.model, run.num_layers, run.hidden_size)
+    known = catalog_twin(run.model, run.num_layers, run.hidden_size, config_dir)
     stated = Model(
         name=run.model or "unnamed",
         num_layers=run.num_layers,
@@ -179,13 +191,15 @@ def _with_catalog_details(stated: Model, known: Model) -> Model:
 
 
 @cache
-def catalog_twin(name: str, num_layers: int, hidden_size: int) -> Model | None:
+def catalog_twin(
+    name: str, num_layers: int, hidden_size: int, config_dir: Path | None = None
+) -> Model | None:
     """The catalog model of that name, when its depth and width agree."""
     words = re.sub(r"[^a-z0-9.]", "", name.lower())
-    for candidate in catalog.names("model"):
+    for candidate in catalog.names("model", config_dir):
         if re.sub(r"[^a-z0-9.]", "", candidate) != words:
             continue
-        model = catalog.model(candidate)
+        model = catalog.model(candidate, config_dir)
         if (model.num_layers, model.hidden_size) == (num_layers, hidden_size):
             return model
     return None
@@ -194,7 +208,7 @@ def catalog_twin(name: str, num_layers: int, hidden_size: int) -> Model | None:
 # --- the layout ----------------------------------------------------------------------------------
 
 
-def row_layout(run: MeasuredRun, framework: Framework) -> Layout:
+def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
     """The row's layout, framework defaults where it is silent."""
     vpp = run.virtual_pipeline_model_parallel_size or 1
     tp = run.tensor_model_parallel_size
@@ -220,10 +234,29 @@ def row_layout(run: MeasuredRun, framework: Framework) -> Layout:
         recompute_num_layers=layers,
         recompute_modules=modules,
         schedule=run.schedule or ("interleaved" if vpp > 1 else "1f1b"),
+        stage_layers=stage_layers(model, run.pipeline_model_parallel_size, framework.stage_split),
         precision=_precision(run.precision),
         grad_reduce_dtype=_grad_dtype(run, framework),
         framework=framework.name,
     )
+
+
+def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
+    """Layers of every stage where the framework splits `by_cost`; empty for its even split.
+
+    Blocks weigh their parameters (embedding none, head the vocabulary matrix); a stage closes with the
+    block that passes its share. Source: huggingface/nanotron src/nanotron/models/base.py.
+    """
+    if split != "by_cost" or stages == 1:
+        return ()
+    attention = 4 * model.num_attention_heads * model.kv_channels * model.hidden_size
+    block = attention + 3 * model.ffn_hidden_size * model.hidden_size
+    total = block * model.num_layers + model.vocab_size * model.hidden_size
+    layers, stage = [0] * stages, 0
+    for done in range(1, model.num_layers + 1):
+        layers[stage] += 1
+        stage += done * block > total * (stage + 1) / stages and stage + 1 < stages
+    return tuple(layers)
 
 
 def _recompute(run: MeasuredRun) -> tuple[str, str, int, tuple[str, ...]]:
@@ -253,31 +286,31 @@ def _grad_dtype(run: MeasuredRun, framework: Framework) -> str:
 
 
 @cache
-def _clusters_by_gpu() -> dict[str, str]:
+def _clusters_by_gpu(config_dir: Path | None) -> dict[str, str]:
     """The shipped cluster a bare GPU id stands for: the first vendor system built of it."""
     found: dict[str, str] = {}
-    for name in catalog.names("cluster"):
-        gpu = catalog.cluster(name).gpu.name
+    for name in catalog.names("cluster", config_dir):
+        gpu = catalog.cluster(name, config_dir).gpu.name
         if gpu not in found or name.startswith("dgx") or name == gpu:
             found[gpu] = name
     return found
 
 
 @cache
-def _cluster_of(gpu: str) -> Cluster:
-    if name := _clusters_by_gpu().get(gpu):
-        return catalog.cluster(name)
-    record = catalog.gpu(gpu)
-    for other in _clusters_by_gpu().values():
-        host = catalog.cluster(other)
+def _cluster_of(gpu: str, config_dir: Path | None) -> Cluster:
+    if name := _clusters_by_gpu(config_dir).get(gpu):
+        return catalog.cluster(name, config_dir)
+    record = catalog.gpu(gpu, config_dir)
+    for other in _clusters_by_gpu(config_dir).values():
+        host = catalog.cluster(other, config_dir)
         if host.gpu.generation == record.generation:
             return replace(host, name=f"{host.name} with {gpu}", gpu=record)
     raise CatalogError(f"gpu: {gpu!r} belongs to no cluster of the catalog")
 
 
-def row_cluster(run: MeasuredRun) -> Cluster:
+def row_cluster(run: MeasuredRun, config_dir: Path | None = None) -> Cluster:
     """The cluster of the row's GPU with the fabric the row states."""
-    cluster = _cluster_of(run.gpu)
+    cluster = _cluster_of(run.gpu, config_dir)
     node = cluster.gpus_per_node
     if match := re.search(r"(?:(\d+) x )?(\d+) Gb/s per node", run.interconnect):
         per_node = int(match[1] or 1) * int(match[2]) * 1e9 / 8

@@ -113,10 +113,10 @@ def _rows(path: Path) -> Iterator[MeasuredRun]:
     try:
         header = reader.fieldnames or []
         _check_header(path, header)
-        for number, row in enumerate(reader, start=2):
-            yield _run(row, f"{path.name} line {number}")
+        for row in reader:
+            yield _run(row, f"{path} line {reader.line_num}")
     except csv.Error as error:
-        raise ProfileError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+        raise ProfileError(f"{path} line {reader.line_num + 1}: is not CSV: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -132,18 +132,21 @@ def _text(path: Path) -> str:
 
 def _check_header(path: Path, header: list[str] | Any) -> None:
     if len(set(header)) != len(header):
-        raise ProfileError(f"{path}: a column name is repeated in the header")
+        twice = next(name for name in header if header.count(name) > 1)
+        raise ProfileError(f"{path} line 1: the column {twice!r} is repeated in the header")
     for name in header:
         if name not in COLUMNS:
-            raise ProfileError(f"{path}: unknown column {name!r}; {nearest(str(name), COLUMNS)}")
+            raise ProfileError(
+                f"{path} line 1: unknown column {name!r}; {nearest(str(name), COLUMNS)}"
+            )
     if missing := [name for name in REQUIRED if name not in header]:
-        raise ProfileError(f"{path}: required column {missing[0]!r} is missing")
+        raise ProfileError(f"{path} line 1: required column {missing[0]!r} is missing")
 
 
 def _run(row: dict[str, Any], where: str) -> MeasuredRun:
     if None in row:
         raise ProfileError(f"{where}: more cells than the header has columns")
-    values = {name: _cell(name, cell or "", where) for name, cell in row.items()}
+    values: dict[str, Any] = {name: _cell(name, cell or "", where) for name, cell in row.items()}
     for name in REQUIRED:
         if values[name] in (None, ""):
             raise ProfileError(f"{where}: {name} is empty but required")

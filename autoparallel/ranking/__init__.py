@@ -1,12 +1,19 @@
 """Ranking: candidates and an evaluator in, an ordered and explained short list out.
 
-Takes blocks of candidate columns and a function that scores them (the cost model, recorded runs, live
-trials); returns the best in order, with how sure that order is and why others lost.
+Takes blocks of candidate columns and a function that scores them (the cost model, recorded runs,
+live trials); returns the best in order, with how sure that order is and why others lost.
 """
 
 from autoparallel.ranking.chances import best_probability, sampled_times, ties
 from autoparallel.ranking.evaluation import Evaluate, Scores, Setting, cost_model, setting
-from autoparallel.ranking.order import FITS, Ranked, Table, ranked
+from autoparallel.ranking.order import (
+    FITS,
+    Ranked,
+    Table,
+    evaluated_blocks,
+    objective_column,
+    ranked,
+)
 from autoparallel.ranking.short_list import short_list
 
 __all__ = [
@@ -18,6 +25,8 @@ __all__ = [
     "Table",
     "best_probability",
     "cost_model",
+    "evaluated_blocks",
+    "objective_column",
     "ranked",
     "sampled_times",
     "setting",

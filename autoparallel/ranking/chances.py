@@ -1,8 +1,8 @@
 """P(best) and ties: how sure the order of the short list is.
 
-The step's parts are wrong by factors common to all layouts of a job; what two layouts share cancels in
-their order. Sampling those factors, and a small one of each layout's own, gives how often each comes
-out best.
+The step's parts are wrong by factors common to all layouts of a job; what two layouts share cancels
+in their order. Sampling those factors, and a small one of each layout's own, gives how often each
+comes out best.
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ def ties(times: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which layouts cannot be told from the first one: they beat it often enough."""
     beats = np.mean(times < times[:, :1], axis=0)
     beats[0] = 1.0
-    return beats >= TIE
+    return np.asarray(beats >= TIE)

@@ -1,7 +1,7 @@
 """The evaluator: columns of layouts in, columns of time, memory and probability of fitting out.
 
-Ranking takes it as an argument. This one is the cost model; a table of recorded runs or live trials can
-stand in its place.
+Ranking takes it as an argument. This one is the cost model; a table of recorded runs or live trials
+can stand in its place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from autoparallel import catalog
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory
 from autoparallel.cost.step import StepTime, step_time
+from autoparallel.cost.unique import per_combination
 from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
 from autoparallel.layout import PRECISIONS, Knobs
 from autoparallel.operators import operators_for
 from autoparallel.profiles import Calibration, calibration
 from autoparallel.request import TrainingRequest
+from autoparallel.space import SpaceSpec
 from autoparallel.units import Num
 
 
@@ -38,6 +40,18 @@ class Scores:
 
 
 Evaluate = Callable[[Knobs], Scores]
+
+
+@per_combination
+def _time(case: Case) -> tuple[StepTime, Num]:
+    step = step_time(case)
+    return step, step.iteration_s
+
+
+@per_combination
+def _room(case: Case) -> tuple[Memory, Num, Num]:
+    used = memory(case)
+    return used, used.total_bytes, fits_probability(used, case.machine.memory_bytes, case.memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +81,18 @@ class Setting:
 
     def _peaks(self, knobs: Knobs) -> Num:
         """Peak of the linear layers in each row's precision."""
-        codes = np.unique(knobs.precision).astype(int)
-        peaks = np.zeros(len(PRECISIONS))
-        for code in codes:
-            peaks[code] = machine(self.request.cluster, PRECISIONS[code]).peak_flops_per_s
-        if len(codes) == 1:
-            return float(peaks[codes[0]])
-        return peaks[np.asarray(knobs.precision, dtype=np.intp)]
+        cluster = self.request.cluster
+        known = np.array([machine(cluster, name).peak_flops_per_s for name in PRECISIONS])
+        peaks = known[np.asarray(knobs.precision, dtype=np.intp)]
+        return float(peaks.flat[0]) if (peaks == peaks.flat[0]).all() else peaks
 
 
 def setting(request: TrainingRequest) -> Setting:
     """Framework, calibration and profiles of a request."""
     config_dir = Path(request.config_dir) if request.config_dir else None
     record = framework(request.framework, config_dir)
+    if not all(SpaceSpec.from_mapping(request.space).flash_attention):
+        record = replace(record, traits=replace(record.traits, flash_attention=0.0))
     shipped = catalog.data_dir() / "profiles"
     own = Path(request.profiles_dir) if request.profiles_dir else shipped
     generation = request.cluster.gpu.generation
@@ -91,19 +104,21 @@ def setting(request: TrainingRequest) -> Setting:
 
 def cost_model(where: Setting) -> Evaluate:
     """The analytic evaluator of a request."""
-    capacity = where.request.cluster.gpu.memory_bytes
 
     def evaluate(knobs: Knobs) -> Scores:
-        case = where.case(knobs)
-        n = knobs.size
-        used, step = memory(case), step_time(case)
-        probability = fits_probability(used, capacity, case.memory)
+        case, n = where.case(knobs), knobs.size
+        step, iteration_s = _time(case)
+        used, memory_bytes, probability = _room(case)
         return Scores(
             step=step,
             memory=used,
-            iteration_s=np.broadcast_to(np.asarray(step.iteration_s, dtype=np.float64), (n,)),
-            memory_bytes=np.broadcast_to(np.asarray(used.total_bytes, dtype=np.float64), (n,)),
-            fits_probability=np.broadcast_to(np.asarray(probability, dtype=np.float64), (n,)),
+            iteration_s=_column(iteration_s, n),
+            memory_bytes=_column(memory_bytes, n),
+            fits_probability=_column(probability, n),
         )
 
     return evaluate
+
+
+def _column(value: Num, size: int) -> NDArray[np.float64]:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (size,))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,16 @@ from autoparallel.cost.step import StepTime
 from autoparallel.cost.unique import gathered
 from autoparallel.layout import KNOB_FIELDS, Knobs
 from autoparallel.ranking.evaluation import Evaluate, Scores
+from autoparallel.ranking.sample import largest_stratum, stratified
+
+Block = TypeVar("Block")
+Result = TypeVar("Result")
 
 FITS = 0.5
 """Probability from which a layout is called fitting."""
 KEPT = 20_000
 SAMPLED = 20_000
 WORKERS = 2
-_SEED = 20_26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +47,7 @@ class Ranked:
 
     Attributes:
         best: The fitting candidates in order, at most `KEPT`.
-        sample: A random sample of all evaluated ones, fitting or not, for plots.
+        sample: Some of all evaluated ones, fitting or not, as even over the meshes as they allow.
         nearest_miss: The evaluated candidate that comes closest to fitting; None without any.
     """
 
@@ -56,35 +60,95 @@ class Ranked:
 
 def ranked(blocks: Iterable[Knobs], evaluate: Evaluate, objective: str, keep: int = KEPT) -> Ranked:
     """Evaluate every block and keep the best, a sample, and the nearest miss."""
-    best: list[Table] = []
-    sample: list[Table] = []
-    miss: Table | None = None
-    evaluated = feasible = 0
-    random = np.random.default_rng(_SEED)
-    for knobs, scores in evaluated_blocks(blocks, evaluate):
-        value, fits = objective_column(scores, objective), scores.fits_probability >= FITS
-        evaluated, feasible = evaluated + knobs.size, feasible + int(fits.sum())
-        best = _trimmed([*best, _table(knobs, scores, _lowest(value, fits, keep))], objective, keep)
-        drawn = random.choice(knobs.size, size=min(knobs.size, SAMPLED // 8), replace=False)
-        sample = [*sample, _table(knobs, scores, drawn)][-16:]
-        miss = _closer(miss, _table(knobs, scores, np.argmax(scores.fits_probability)[None]))
+    kept = _Kept()
+    limited = ((knobs, kept.cut, kept.quota) for knobs in blocks)
+    for part in _worked(limited, lambda block: _of_block(*block, evaluate, objective, keep)):
+        kept = _merged(kept, part, objective, keep)
     return Ranked(
-        best=joined(best, objective) if feasible else None,
-        sample=joined(sample, objective) if sample else None,
-        nearest_miss=miss,
-        evaluated=evaluated,
-        feasible=feasible,
+        best=_trimmed(kept.best, objective, keep) if kept.feasible else None,
+        sample=_thinned(kept.sample, objective) if kept.sample else None,
+        nearest_miss=kept.miss,
+        evaluated=kept.evaluated,
+        feasible=kept.feasible,
     )
 
 
-def evaluated_blocks(
-    blocks: Iterable[Knobs], evaluate: Evaluate
-) -> Iterable[tuple[Knobs, Scores]]:
-    """Blocks with their scores, in order, on as many threads as help (NumPy releases the lock)."""
-    stream = iter(blocks)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Kept:
+    """What is kept of the blocks so far.
+
+    Attributes:
+        cut: Value and memory of the last of the best; later ones must be better.
+        quota: Candidates of one mesh beyond which the sample needs no more.
+    """
+
+    best: tuple[Table, ...] = ()
+    sample: tuple[Table, ...] = ()
+    miss: Table | None = None
+    evaluated: int = 0
+    feasible: int = 0
+    cut: tuple[float, float] = (np.inf, np.inf)
+    quota: int = SAMPLED
+
+
+def _of_block(
+    knobs: Knobs,
+    cut: tuple[float, float],
+    quota: int,
+    evaluate: Evaluate,
+    objective: str,
+    keep: int,
+) -> _Kept:
+    scores = evaluate(knobs)
+    closest = np.argmax(scores.fits_probability)[None]
+    return _Kept(
+        best=(_table(knobs, scores, _lowest(scores, objective, keep, cut)),),
+        sample=(_table(knobs, scores, stratified(knobs, SAMPLED, quota)),),
+        miss=_table(knobs, scores, closest),
+        evaluated=knobs.size,
+        feasible=int(np.count_nonzero(scores.fits_probability >= FITS)),
+    )
+
+
+def _merged(a: _Kept, b: _Kept, objective: str, keep: int) -> _Kept:
+    """What is kept of two: merged down once it holds twice as much as is wanted in the end."""
+    best, cut = (*a.best, *b.best), a.cut
+    if sum(t.size for t in best) > 2 * keep:
+        best = (_trimmed(best, objective, keep),)
+        cut = _worst(best[0].scores, objective)
+    sample, quota = (*a.sample, *b.sample), a.quota
+    if sum(t.size for t in sample) > 2 * SAMPLED:
+        sample = (_thinned(sample, objective),)
+        quota = largest_stratum(sample[0].knobs)
+    return _Kept(
+        best=best,
+        sample=sample,
+        miss=_closer(a.miss, b.miss),
+        evaluated=a.evaluated + b.evaluated,
+        feasible=a.feasible + b.feasible,
+        cut=cut,
+        quota=quota,
+    )
+
+
+def evaluated_blocks(blocks: Iterable[Knobs], evaluate: Evaluate) -> Iterable[tuple[Knobs, Scores]]:
+    """Blocks with their scores, in order."""
+    return _worked(blocks, lambda knobs: (knobs, evaluate(knobs)))
+
+
+def _worked(blocks: Iterable[Block], work: Callable[[Block], Result]) -> Iterator[Result]:
+    """What `work` makes of every block, in order, on threads while the next blocks are made.
+
+    NumPy releases the lock. A block is drawn when the result `WORKERS` before it has been used.
+    """
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        while batch := list(islice(stream, WORKERS)):
-            yield from zip(batch, pool.map(evaluate, batch), strict=True)
+        for block in blocks:
+            waiting.append(pool.submit(work, block))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def objective_column(scores: Scores, objective: str) -> NDArray[np.float64]:
@@ -92,11 +156,21 @@ def objective_column(scores: Scores, objective: str) -> NDArray[np.float64]:
     return scores.memory_bytes if objective == "memory_bytes" else scores.iteration_s
 
 
-def _lowest(value: NDArray[np.float64], fits: NDArray[np.bool_], keep: int) -> NDArray[np.intp]:
-    fitting = np.flatnonzero(fits)
-    if len(fitting) <= keep:
-        return fitting
-    return fitting[np.argpartition(value[fitting], keep)[:keep]]
+def _lowest(
+    scores: Scores, objective: str, keep: int, cut: tuple[float, float]
+) -> NDArray[np.intp]:
+    """The `keep` best of the fitting rows that are better than `cut`; of equal ones the thriftier."""
+    value, used = objective_column(scores, objective), scores.memory_bytes
+    better = (value < cut[0]) | ((value == cut[0]) & (used < cut[1]))
+    rows = np.flatnonzero(better & (scores.fits_probability >= FITS))
+    if len(rows) <= keep:
+        return rows
+    own = value[rows]
+    last = np.partition(own, keep - 1)[keep - 1]
+    tied = rows[own == last]
+    thriftiest = tied[np.argsort(used[tied], kind="stable")]
+    below = rows[own < last]
+    return np.concatenate([below, thriftiest[: keep - len(below)]])
 
 
 def _table(knobs: Knobs, scores: Scores, index: NDArray[np.intp]) -> Table:
@@ -114,18 +188,29 @@ def taken(scores: Scores, index: NDArray[np.intp]) -> Scores:
     )
 
 
-def _trimmed(tables: list[Table], objective: str, keep: int) -> list[Table]:
-    """The tables merged down once they hold four times what is kept."""
-    if sum(t.size for t in tables) <= 4 * keep:
-        return tables
+def _worst(scores: Scores, objective: str) -> tuple[float, float]:
+    """Value and memory of the last row."""
+    return float(objective_column(scores, objective)[-1]), float(scores.memory_bytes[-1])
+
+
+def _trimmed(tables: Sequence[Table], objective: str, keep: int) -> Table:
+    """The best rows of all tables, in order."""
     whole = joined(tables, objective)
-    return [_table(whole.knobs, whole.scores, np.arange(min(keep, whole.size)))]
+    return whole if whole.size <= keep else _table(whole.knobs, whole.scores, np.arange(keep))
 
 
-def joined(tables: list[Table], objective: str) -> Table:
+def _thinned(tables: Sequence[Table], objective: str) -> Table:
+    """A stratified sample of all tables, best first."""
+    whole = joined(tables, objective)
+    return _table(whole.knobs, whole.scores, np.sort(stratified(whole.knobs, SAMPLED)))
+
+
+def joined(tables: Sequence[Table], objective: str) -> Table:
     """All rows of `tables`, best first; ties keep the thriftier layout first."""
     knobs = Knobs(
-        **{f.name: _column([getattr(t.knobs, f.name) for t in tables], tables) for f in KNOB_FIELDS},
+        **{
+            f.name: _column([getattr(t.knobs, f.name) for t in tables], tables) for f in KNOB_FIELDS
+        },
         stage_table=tables[0].knobs.stage_table,
     )
     scores = Scores(
@@ -139,14 +224,14 @@ def joined(tables: list[Table], objective: str) -> Table:
     return _table(knobs, scores, order)
 
 
-def _records(tables: list[Table], name: str, kind: type) -> dict[str, NDArray[np.float64]]:
+def _records(tables: Sequence[Table], name: str, kind: type) -> dict[str, NDArray[np.float64]]:
     return {
         f.name: _column([getattr(getattr(t.scores, name), f.name) for t in tables], tables)
         for f in fields(kind)
     }
 
 
-def _column(values: list[object], tables: list[Table]) -> NDArray[np.float64]:
+def _column(values: list[object], tables: Sequence[Table]) -> NDArray[np.float64]:
     return np.concatenate(
         [
             np.broadcast_to(np.asarray(v, dtype=np.float64), (t.size,))
@@ -155,7 +240,7 @@ def _column(values: list[object], tables: list[Table]) -> NDArray[np.float64]:
     )
 
 
-def _closer(a: Table | None, b: Table) -> Table:
-    if a is None or b.scores.fits_probability[0] > a.scores.fits_probability[0]:
-        return b
-    return a
+def _closer(a: Table | None, b: Table | None) -> Table | None:
+    if a is None or b is None:
+        return a or b
+    return b if b.scores.fits_probability[0] > a.scores.fits_probability[0] else a

@@ -15,8 +15,8 @@ SAME_MESH = 3
 def short_list(knobs: Knobs, top: int) -> NDArray[np.intp]:
     """Rows of an ordered table for the short list, in order.
 
-    The first row always leads. No mesh takes more than `SAME_MESH` places while others are left, so a
-    trial of the list learns something about each of them.
+    The first row always leads. No mesh takes more than `SAME_MESH` places while others are left, so
+    a trial of the list learns something about each of them.
     """
     mesh = np.stack([np.broadcast_to(getattr(knobs, name), (knobs.size,)) for name in MESH])
     seen: dict[tuple[float, ...], int] = {}
@@ -34,6 +34,7 @@ def short_list(knobs: Knobs, top: int) -> NDArray[np.intp]:
 
 def differing(knobs: Knobs, row: int, other: int) -> list[str]:
     """Names of the knobs in which two rows differ."""
+
     def value(name: str, at: int) -> float:
         column = np.asarray(getattr(knobs, name))
         return float(column[at] if column.ndim else column)

@@ -18,11 +18,13 @@ Block = dict[str, Any]
 
 MIN_LAYOUTS_TO_RANK = 4
 MIN_ROWS_FOR_MACRO = 3
+FITS = 0.5
+"""P(fits) from which a row is called fitting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Errors:
-    """Predictions beside measurements of one quantity, with the predicted 5-95 % interval; all [N]."""
+    """Predictions with their 5-95 % interval beside measurements of one quantity; all [N]."""
 
     predicted: Column
     measured: Column
@@ -44,10 +46,23 @@ class Errors:
         )
 
 
-def error_block(errors: Errors) -> Block | None:
-    """Mean, median and tail error, bias, and how honest the intervals are; None without rows."""
+ERROR_FIGURES = (
+    "mape",
+    "median_ape",
+    "p90_ape",
+    "bias",
+    "coverage_90",
+    "median_relative_width",
+)
+
+
+def error_block(errors: Errors) -> Block:
+    """Mean, median and tail error, bias (median), and how honest the intervals are.
+
+    Figures are None without rows.
+    """
     if not len(errors.measured):
-        return None
+        return {"n": 0, **dict.fromkeys(ERROR_FIGURES)}
     size = np.abs(errors.relative)
     inside = (errors.low <= errors.measured) & (errors.measured <= errors.high)
     width = (errors.high - errors.low) / errors.predicted
@@ -64,20 +79,19 @@ def error_block(errors: Errors) -> Block | None:
 
 def out_of_memory_block(fits_probability: Column, ran_out: Mask, ran: Mask) -> Block:
     """False alarms both ways and the Brier score of P(fits)."""
-    fits = fits_probability >= 0.5
+    fits = fits_probability >= FITS
     known = ran_out | ran
-    brier = np.mean((fits_probability[known] - ran[known]) ** 2) if known.any() else 0.0
     return {
         "n_oom": int(ran_out.sum()),
         "n_ran": int(ran.sum()),
         "false_fit_rate": _rate(fits, ran_out),
         "false_oom_rate": _rate(~fits, ran),
-        "brier": float(brier),
+        "brier": _rate((fits_probability - ran) ** 2, known),
     }
 
 
-def _rate(event: Mask, among: Mask) -> float:
-    return float(event[among].mean()) if among.any() else 0.0
+def _rate(event: Mask | Column, among: Mask) -> float | None:
+    return float(event[among].mean()) if among.any() else None
 
 
 def macro_block(relative: Column, groups: NDArray[np.str_]) -> Block:
@@ -88,7 +102,12 @@ def macro_block(relative: Column, groups: NDArray[np.str_]) -> Block:
         if np.count_nonzero(groups == name) >= MIN_ROWS_FOR_MACRO
     ]
     if not medians:
-        return {"groups": 0, "median_of_medians": None, "mean_of_medians": None, "within_15pct": None}
+        return {
+            "groups": 0,
+            "median_of_medians": None,
+            "mean_of_medians": None,
+            "within_15pct": None,
+        }
     return {
         "groups": len(medians),
         "median_of_medians": float(np.median(medians)),
@@ -142,11 +161,17 @@ def rank_group(
 
 
 def spearman(a: Column, b: Column) -> float:
-    """Rank correlation (no tie correction)."""
-    x, y = np.argsort(np.argsort(a)), np.argsort(np.argsort(b))
+    """Rank correlation; equal values share their mean rank, and 0 where all are equal."""
+    x, y = ranks(a), ranks(b)
     if x.std() == 0 or y.std() == 0:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def ranks(values: Column) -> Column:
+    """Rank of each value from 0, equal values at their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[inverse], dtype=np.float64)
 
 
 def ranking_block(groups: Sequence[GroupRanking]) -> Block:

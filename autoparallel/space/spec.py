@@ -41,6 +41,7 @@ class SpaceSpec:
             as even as possible where none of the others divides; or a list such as "7,8*6,7".
         precision: auto = the job's.
         overlap: auto = what Megatron-LM turns on; or switches joined by +.
+        flash_attention: false = attention of the time before it: scores are stored. One value.
     """
 
     tensor_model_parallel_size: tuple[int | str, ...] = ("auto",)
@@ -63,6 +64,7 @@ class SpaceSpec:
     optimizer_offload_fraction: tuple[float, ...] = (0.0,)
     cuda_graph_scope: tuple[str, ...] = ("none",)
     overlap: tuple[str, ...] = ("auto",)
+    flash_attention: tuple[bool, ...] = (True,)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], where: str = "space") -> SpaceSpec:
@@ -114,7 +116,7 @@ def _value(where: str, key: str, value: object) -> Any:
         return value
     if key in ("recompute", "stage_layers", "overlap"):
         return _word(where, key, value)
-    if key == "sequence_parallel":
+    if key in ("sequence_parallel", "flash_attention"):
         if not isinstance(value, bool):
             raise bad_value(where, value, "is neither true nor false", "write true or false")
         return value

@@ -18,11 +18,12 @@ from autoparallel.layout import (
 )
 from autoparallel.model import Model
 from autoparallel.rules import RULES, Limits, RuleCase, first_broken, limits
+from autoparallel.rules.case import one_row
 from autoparallel.space.axes import AXES, Job, Row, Table, decided, meshes
 from autoparallel.space.spec import SpaceSpec
 
-BLOCK_ROWS = 32_768
-"""Rows built at a time; keeps a block in the cache and a space of any size in bounded memory."""
+BLOCK_ROWS = 65_536
+"""Rows built at a time: many that share a result, and a space of any size in bounded memory."""
 
 
 class Workload(Protocol):
@@ -127,6 +128,14 @@ class Candidates:
         below = self._steps[0].below
         self.considered = sum(below[state] for state in self._root.tolist())
         self.pruned: Counter[str] = Counter()
+        self._witnesses: dict[str, RuleCase] = {}
+
+    def example(self, rule_id: str) -> str:
+        """What the rule says of the first candidate it removed; empty when it removed none."""
+        if (case := self._witnesses.get(rule_id)) is None:
+            return ""
+        rule = next(rule for rule in RULES if rule.id == rule_id)
+        return f"{rule.fields[0]}: {rule.message(case)}"
 
     def __iter__(self) -> Iterator[Knobs]:
         self.pruned.clear()
@@ -161,6 +170,9 @@ class Candidates:
         if not lost.any():
             return table
         self._count(step, reason[lost], table["state"][lost])
+        for index in np.unique(reason[lost]).tolist():
+            if (rule := RULES[index].id) not in self._witnesses:
+                self._witnesses[rule] = one_row(case, int(np.argmax(reason == index)))
         kept = np.flatnonzero(~lost)
         return {name: column[kept] for name, column in table.items()}
 

@@ -146,9 +146,13 @@ def test_layout_words_and_overrides_are_told_apart():
 def test_first_line_says_the_job_and_what_was_assumed(run, requests):
     run(*SEARCH)
     line = common.first_line(requests[0])
-    for word in ("gpt-175b", "1024 x h100-sxm-80gb", "batch 1536", "assumed: cluster dgx-h100"):
+    for word in ("gpt-175b on 1024 x h100-sxm-80gb", "dgx-h100*", "batch 1536*", "300B tokens*"):
         assert word in line
-    assert "\n" not in line
+    run(*SEARCH, "--cluster", "dgx-h100", "--global-batch-size", "1536")
+    line = common.first_line(requests[1])
+    assert "dgx-h100," in line
+    assert "batch 1536," in line
+    assert "sequence 2048*" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run directory: what `search --out` writes and `export` reads; the ranking is a given plan."""
+"""Whole commands on a model small enough to search in a blink: files, answers, exit codes."""
 
 from __future__ import annotations
 
@@ -6,52 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from autoparallel.cli import main, search
+from autoparallel.cli import main
 from autoparallel.layout import Layout
-from autoparallel.plan import Plan, PlanEntry, Provenance, load_plan
+from autoparallel.plan import load_plan
 from autoparallel.request import TrainingRequest
 
-LAYOUTS = ("tp8 pp8 vpp3 mbs1 sp zero1", "tp4 pp8 mbs1 sp zero1")
-SEARCH = ("search", "--model", "gpt-175b", "--gpus", "1024")
-
-
-def plan_of(request: TrainingRequest, layouts=LAYOUTS) -> Plan:
-    entries = tuple(
-        PlanEntry(
-            rank=rank,
-            layout=Layout.parse(text),
-            data_parallel_size=16,
-            num_micro_batches=96,
-            iteration_s=10.0 + rank,
-            iteration_s_interval=(9.0, 14.0),
-            tokens_per_s_per_gpu=280.0,
-            model_flops_utilization=0.4,
-            memory_bytes=6e10,
-            memory_bytes_interval=(5e10, 7e10),
-            fits_probability=0.98,
-            parts={"compute_s": 10.0 + rank},
-            memory_parts={"weights_bytes": 6e10},
-        )
-        for rank, text in enumerate(layouts, start=1)
-    )
-    return Plan(
-        request=request.to_mapping(),
-        provenance=Provenance(versions={}),
-        considered=10,
-        legal=4,
-        evaluated=4,
-        feasible=len(entries),
-        pruned={"heads": 6, "memory": 4 - len(entries)},
-        search_s=0.1,
-        entries=entries,
-    )
-
-
-@pytest.fixture(autouse=True)
-def ranked(monkeypatch):
-    monkeypatch.setattr(search, "_ranked_plan", lambda request, top: plan_of(request))
+TINY = ("--model", "gpt-tiny", "--gpus", "2", "--cluster", "local-cpu")
+SEARCH = ("search", *TINY)
+BIG = ("search", "--model", "gpt-175b", "--gpus", "1024", "--cluster", "dgx-a100-80gb")
+OWN = "tp2 pp1 mbs1 sp zero1"
 
 
 @pytest.fixture
@@ -67,52 +33,130 @@ def run(capsys, tmp_path, monkeypatch):
     return call
 
 
+def timeless(plan: dict) -> dict:
+    return plan | {"search_s": 0.0}
+
+
 def test_json_without_out_writes_nothing(run, tmp_path):
-    code, out, _ = run(*SEARCH, "--json")
-    assert code == 0
-    assert json.loads(out)["plan"][0]["layout"] == LAYOUTS[0]
+    code, out, err = run(*SEARCH, "--json")
+    plan = json.loads(out)
+    assert (code, err) == (0, "")
+    assert plan["feasible"] >= len(plan["plan"]) == 10
+    assert [e["rank"] for e in plan["plan"]] == list(range(1, 11))
+    times = [e["iteration_s"] for e in plan["plan"]]
+    assert times == sorted(times)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_out_holds_the_plan_byte_for_byte_the_request_and_launch_files(run, tmp_path):
-    code, out, _ = run(*SEARCH, "--json", "--out", tmp_path / "x")
+    code, out, _ = run(*BIG, "--json", "--out", tmp_path / "x")
     assert code == 0
     assert (tmp_path / "x" / "plan.json").read_text() == out
     request = TrainingRequest.from_yaml(tmp_path / "x" / "request.yaml")
     assert request.to_mapping() == json.loads(out)["request"]
+    winner = load_plan(tmp_path / "x").entries[0].layout
     arguments = (tmp_path / "x" / "launch" / "megatron-lm" / "args.txt").read_text().split("\n")
     place = arguments.index("--tensor-model-parallel-size")
-    assert arguments[place + 1] == "8"
+    assert arguments[place + 1] == str(winner.tensor_model_parallel_size)
 
 
-def test_without_json_a_run_folder_and_a_table(run, tmp_path):
-    code, out, err = run(*SEARCH)
-    (folder,) = (tmp_path / "runs").iterdir()
+def test_from_gives_the_identical_plan(run, tmp_path):
+    _, first, _ = run(*SEARCH, "--json", "--out", "x", "--tokens", "1e8", "space.zero_stage=[0,1]")
+    code, again, _ = run("search", "--from", "x/request.yaml", "--json")
     assert code == 0
+    assert timeless(json.loads(again)) == timeless(json.loads(first))
+    assert json.loads(again)["search_s"] > 0
+
+
+def test_candidates_are_compact_columns_best_first(run, tmp_path):
+    _, out, _ = run(*BIG, "--json", "--out", "x")
+    plan = json.loads(out)
+    table = pq.read_table(tmp_path / "x" / "candidates.parquet")
+    kept = table.column("kept").to_pylist()
+    best = kept.count("best")
+    assert best == min(plan["feasible"], 20_000)
+    assert kept.count("sample") == min(plan["evaluated"], 20_000)
+    times = table.column("iteration_s").to_pylist()[:best]
+    assert times == sorted(times)
+    first, entry = table.slice(0, 1).to_pylist()[0], plan["plan"][0]
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"):
+        assert first[name] == entry[name]
+    assert first["iteration_s"] == pytest.approx(entry["iteration_s"], rel=1e-6)
+    assert first["overlap"].split("+") == list(Layout.parse(entry["layout"]).overlap)
+    kinds = {str(field.type) for field in table.schema}
+    assert kinds == {"float", "int32", "dictionary<values=string, indices=int32, ordered=0>"}
+
+
+def test_save_all_keeps_every_evaluated_layout(run, tmp_path):
+    _, out, _ = run(*SEARCH, "--json", "--out", "x", "--save-all")
+    table = pq.read_table(tmp_path / "x" / "candidates.parquet")
+    assert table.num_rows == json.loads(out)["evaluated"]
+    assert set(table.column("kept").to_pylist()) == {"all"}
+
+
+def test_without_json_a_run_folder_and_an_answer(run, tmp_path):
+    code, out, err = run(*BIG, "--baseline", "tp8 pp8 vpp3 mbs1 sp zero1")
+    (folder,) = (tmp_path / "runs").iterdir()
+    lines = out.splitlines()
+    plan = load_plan(folder)
+    assert (code, err) == (0, "")
     assert folder.name.endswith("-gpt-175b-1024")
-    assert str(folder.name) in err
-    first, counts, _, best, second = out.splitlines()
-    assert first.startswith("gpt-175b on 1024 x h100-sxm-80gb (dgx-h100)")
-    assert counts.startswith("10 considered, 4 legal")
-    assert best.split("\t")[:3] == ["1", LAYOUTS[0], "11.000"]
-    assert second.split("\t")[1] == LAYOUTS[1]
+    assert lines[0].startswith("gpt-175b on 1024 x a100-sxm-80gb, dgx-a100-80gb, megatron-core*")
+    for entry in plan.entries:
+        (row,) = (line for line in lines if f"  {entry.layout}  " in line and line[0].isdigit())
+        assert row.split()[0].rstrip("=") == str(entry.rank)
+        assert f"{entry.iteration_s:.2f}" in row
+    for start in ("yours  tp8", "Take tp", "Next, tp", "Yours, tp8", "44,520 layouts", "Files in"):
+        assert any(line.startswith(start) for line in lines), start
+    assert any(line.startswith("  tp") and "->" in line for line in lines)
+    assert "not legal" not in out
+    assert "\x1b" not in out
 
 
-def test_nothing_fits_is_exit_3_with_the_reasons(run, monkeypatch):
-    monkeypatch.setattr(search, "_ranked_plan", lambda request, top: plan_of(request, ()))
-    code, out, err = run(*SEARCH, "--json")
+def test_an_illegal_baseline_is_named_with_its_rule(run):
+    code, out, _ = run(*SEARCH, "--baseline", "tp8 pp1 mbs1 zero1")
+    assert code == 0
+    assert "Yours, tp8 pp1 mbs1 zero1, is not legal: world:" in out
+
+
+def test_quiet_is_the_table_only(run):
+    code, out, err = run(*SEARCH, "--quiet", "--top", "3")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 4
+
+
+def test_nothing_fits_says_what_is_missing_and_what_would_fit(run):
+    code, out, err = run(
+        "search", "--model", "gpt-175b", "--gpus", "16", "--cluster", "dgx-a100-80gb", "--json"
+    )
     assert code == 3
     assert json.loads(out)["plan"] == []
-    assert "heads 6, memory 4" in err
+    assert "GiB too much; most of it is optimizer" in err
+    flags = [line.split(": ")[1] for line in err.splitlines() if "would fit: " in line]
+    assert flags
+    for change in flags:
+        words = change.split()
+        base = {"--model": "gpt-175b", "--gpus": "16", "--cluster": "dgx-a100-80gb"}
+        base |= dict(zip(words[::2], words[1::2], strict=True)) if words[0][:2] == "--" else {}
+        extra = [] if words[0][:2] == "--" else words
+        again = [part for pair in base.items() for part in pair]
+        code, out, _ = run("search", *again, *extra, "--json")
+        assert code == 0, change
+        assert json.loads(out)["feasible"] > 0
 
 
-def test_a_layout_megatron_cannot_launch_still_has_a_plan(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        search,
-        "_ranked_plan",
-        lambda request, top: plan_of(request, ["tp8 pp8 mbs1 zero1 fw=fsdp2"]),
+def test_nothing_legal_names_the_rule_with_its_numbers(run):
+    code, out, err = run(
+        "search", "--model", "gpt-175b", "--gpus", "7", "space.tensor_model_parallel_size=[5]"
     )
-    code, _, err = run(*SEARCH, "--out", tmp_path / "x")
+    assert code == 3
+    assert "the rule 'world' left out" in err
+    assert "7 GPUs is not tp 5" in err
+    assert "0 legal" in out
+
+
+def test_a_layout_megatron_cannot_launch_still_has_a_plan(run, tmp_path):
+    code, _, err = run(*SEARCH, "--framework", "fsdp2", "--out", tmp_path / "x")
     assert code == 0
     assert "no launch files: framework: 'fsdp2'" in err
     assert load_plan(tmp_path / "x").entries
@@ -124,14 +168,15 @@ def test_export_writes_the_rank_asked_for_with_the_sites_settings(run, tmp_path)
     (own / "ours.yaml").write_text(
         "data_path: ['0.5', /data/a, '0.5', /data/b]\nenvironment: {NCCL_DEBUG: INFO}\n"
     )
-    run(*SEARCH, "--json", "--out", "x")
+    run(*BIG, "--json", "--out", "x")
     code, out, _ = run(
-        "export", "x", "--rank", "2", "--out", "y", "--site", "ours", "--config-dir", "own"
+        "export", "x", "--rank", "7", "--out", "y", "--site", "ours", "--config-dir", "own"
     )
     assert code == 0
     files = [Path(line) for line in out.splitlines()]
     arguments = files[0].read_text().split("\n")
-    assert arguments[arguments.index("--tensor-model-parallel-size") + 1] == "4"
+    wanted = load_plan(tmp_path / "x").entries[6].layout.pipeline_model_parallel_size
+    assert arguments[arguments.index("--pipeline-model-parallel-size") + 1] == str(wanted)
     assert "/data/b" in arguments
     assert "export NCCL_DEBUG=INFO" in files[1].read_text()
 
@@ -140,11 +185,15 @@ def test_export_writes_the_rank_asked_for_with_the_sites_settings(run, tmp_path)
     ("argv", "words"),
     [
         (["export", "nowhere"], ("nowhere",)),
-        (["export", "x", "--rank", "3"], ("--rank: 3", "2 layouts")),
+        (["export", "x", "--rank", "11"], ("--rank: 11", "10 layouts")),
         (["export", "x", "--site", "slrum"], ("'slrum'", "'slurm'")),
+        (["explain", "nowhere", "tp1"], ("nowhere",)),
+        (["explain", "x"], ("layout: missing",)),
+        (["explain", "x", "tp1 qq2"], ("'qq2'",)),
+        (["explain", "x", "tp2 fw=fsdp3"], ("'fsdp3'", "'fsdp'")),
     ],
 )
-def test_bad_export_is_exit_2(run, argv, words):
+def test_bad_use_of_a_run_is_exit_2(run, argv, words):
     run(*SEARCH, "--json", "--out", "x")
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
@@ -152,11 +201,12 @@ def test_bad_export_is_exit_2(run, argv, words):
         assert word in err
 
 
-def test_an_unwritable_out_is_exit_2(run, tmp_path):
+def test_an_unwritable_out_is_exit_2_after_the_answer(run, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = run(*SEARCH, "--out", tmp_path / "file" / "x")
+    code, out, err = run(*SEARCH, "--out", tmp_path / "file" / "x")
     assert code == 2
     assert "file" in err
+    assert "Take tp1" in out
 
 
 def test_replaced_folders_follow_from(run, tmp_path):
@@ -167,3 +217,74 @@ def test_replaced_folders_follow_from(run, tmp_path):
     moved = replace(saved, config_dir=str(tmp_path / "mine"))
     assert code == 0
     assert json.loads(out)["request"] == moved.to_mapping()
+
+
+def test_estimate_agrees_with_the_search(run):
+    _, out, _ = run(*SEARCH, "--json")
+    entry = json.loads(out)["plan"][3]
+    code, out, _ = run("estimate", entry["layout"], *TINY, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["legal"]
+    assert answer["place"]["rank"] <= 4
+    for name in ("iteration_s", "memory_bytes", "fits_probability"):
+        assert answer[name] == pytest.approx(entry[name], rel=1e-9)
+    code, out, _ = run("estimate", entry["layout"], *TINY)
+    assert code == 0
+    assert out.splitlines()[2].split("  ")[1] == entry["layout"]
+    assert [line for line in out.splitlines() if line.startswith("compute  ")]
+
+
+def test_estimate_of_an_illegal_layout_is_exit_0_with_reasons(run):
+    code, out, _ = run("estimate", "tp8 pp1 mbs1 zero1", *TINY)
+    assert code == 0
+    assert "not legal: world: data_parallel_size: 2 GPUs is not tp 8" in out
+    _, out, _ = run("estimate", "tp8 pp1 mbs1 zero1", *TINY, "--json")
+    answer = json.loads(out)
+    assert not answer["legal"]
+    assert answer["iteration_s"] is None
+    assert answer["illegal_reasons"][0]["rule"] == "world"
+
+
+def test_explain_compares_with_the_winner(run):
+    run(*SEARCH, "--json", "--out", "x")
+    winner = load_plan(Path("x")).entries[0]
+    code, out, _ = run("explain", "x", OWN, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["winner"] == str(winner.layout)
+    gap = answer["iteration_s"] - answer["winner_iteration_s"]
+    assert sum(answer["parts"].values()) == pytest.approx(gap, rel=1e-6)
+    assert answer["binding_constraint"] == "time: " + max(
+        answer["parts"], key=lambda name: answer["parts"][name]
+    )
+    assert answer["change"]["iteration_s"] < answer["iteration_s"]
+    code, out, _ = run("explain", "x", *OWN.split())
+    assert code == 0
+    assert "Smallest change that helps: write " in out
+
+
+def test_explain_of_the_winner_binds_nothing(run):
+    run(*SEARCH, "--json", "--out", "x")
+    winner = load_plan(Path("x")).entries[0].layout
+    _, out, _ = run("explain", "x", winner, "--json")
+    answer = json.loads(out)
+    assert answer["parts"] == {}
+    assert answer["binding_constraint"] == "none"
+    assert answer["place"]["rank"] == 1
+
+
+def test_explain_of_what_is_illegal_or_does_not_fit(run):
+    run(*BIG, "--json", "--out", "x")
+    _, out, _ = run("explain", "x", "tp8 pp7 mbs1 sp zero1", "--json")
+    answer = json.loads(out)
+    assert answer["binding_constraint"] == "rule world"
+    assert answer["parts"] is None
+    assert Layout.parse(answer["change"]["layout"]).pipeline_model_parallel_size in (4, 8, 1)
+    _, out, _ = run("explain", "x", "tp2 pp8 mbs1 sp zero1", "--json")
+    answer = json.loads(out)
+    assert answer["fits_probability"] < 0.5
+    assert answer["binding_constraint"].startswith("memory: ")
+    assert answer["change"]["fits_probability"] >= 0.5
+    _, out, _ = run("explain", "x", "tp2 pp8 mbs1 sp zero1")
+    assert "It would not fit" in out

@@ -1,0 +1,178 @@
+"""All of it: files of measured runs in, calibrations with intervals and their errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel.calibration.fit import Fit
+from autoparallel.calibration.identify import why_held
+from autoparallel.calibration.left_out import left_out
+from autoparallel.calibration.memory import (
+    FITTED,
+    fit_families,
+    memory_data,
+    memory_family,
+    with_noted_reserved,
+)
+from autoparallel.calibration.profile_file import Profile, rounded, write_profile
+from autoparallel.calibration.training import (
+    EVERYTHING,
+    LeftOut,
+    Rows,
+    calibrate,
+    errors_of,
+    framework_part,
+    timed_rows,
+)
+from autoparallel.constants import MemoryConstants, bounds
+from autoparallel.cost.step import StepTime, step_time
+from autoparallel.errors import ProfileError
+from autoparallel.measured.cases import Reading
+from autoparallel.profiles import RELATIVES, Calibration, Spread
+
+Column = NDArray[np.float64]
+Progress = Callable[[str], None]
+
+NORMAL_90 = 1.645
+MIN_ROWS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What a calibration found.
+
+    Attributes:
+        profiles: One a family, and one of everything.
+        held: Family -> constant that its runs do not determine -> why.
+        after: log(predicted / measured) of every timed run under the new constants.
+        left_out: The same predicted from the other split groups; None when that was not asked for.
+    """
+
+    rows: Rows
+    profiles: Mapping[str, Profile]
+    held: Mapping[str, Mapping[str, str]]
+    after: Column
+    left_out: LeftOut | None
+
+
+def run(
+    readings: Sequence[Reading],
+    source: str,
+    *,
+    leave_one_out: bool = True,
+    workers: int = 2,
+    progress: Progress = lambda text: None,
+) -> Outcome:
+    """Calibrate every family that `readings` have.
+
+    Args:
+        readings: Measured runs, timed or not.
+        source: What the profile files say of where the runs are from.
+        leave_one_out: Whether spreads come from predictions of left-out groups; else they stay
+            priors.
+        workers: Processes that leave groups out.
+        progress: Told what is going on.
+
+    Raises:
+        ProfileError: fewer than 3 timed runs.
+    """
+    rows = timed_rows(readings)
+    if len(rows.readings) < MIN_ROWS:
+        count = len(rows.readings)
+        raise ProfileError(
+            f"iteration_s: {count} timed runs; a calibration needs {MIN_ROWS} or more"
+        )
+    blind = left_out(rows, workers=workers, progress=progress) if leave_one_out else None
+    progress("fitting the constants of every family")
+    found, fits = calibrate(rows, blind or _in_sample(rows), source)
+    if blind is None:
+        found = {name: replace(c, spread=Spread()) for name, c in found.items()}
+    progress("fitting memory")
+    found, measured = with_memory(found, readings)
+    found = {name: rounded(c) for name, c in found.items()}
+    return Outcome(
+        rows=rows,
+        profiles={name: _profile(rows, c, fits[name], measured) for name, c in found.items()},
+        held={
+            name: why_held(rows.at(_mine(rows, name)), fits[name], c.measured_names)
+            for name, c in found.items()
+        },
+        after=errors_of(rows, found),
+        left_out=blind,
+    )
+
+
+def write(folder: Path, outcome: Outcome) -> list[Path]:
+    """Write every profile under `folder`; returns the paths."""
+    return [write_profile(folder, profile) for profile in outcome.profiles.values()]
+
+
+def _mine(rows: Rows, name: str) -> NDArray[np.bool_]:
+    return np.asarray((rows.families == name) | (name == EVERYTHING))
+
+
+def _in_sample(rows: Rows) -> LeftOut:
+    """A stand-in for predictions of left-out groups, whose spreads are not used."""
+    step = step_time(rows.data.case)
+    full = {
+        f.name: np.broadcast_to(np.asarray(getattr(step, f.name)), (len(rows.readings),))
+        for f in fields(StepTime)
+    }
+    return LeftOut(log_errors=np.zeros(len(rows.readings)), step=StepTime(**full))
+
+
+def _profile(rows: Rows, found: Calibration, fit: Fit, memory_measured: frozenset[str]) -> Profile:
+    groups = dict.fromkeys(rows.data.groups[_mine(rows, found.family)].tolist())
+    return Profile(
+        calibration=found,
+        groups=tuple(groups),
+        intervals=intervals(fit),
+        memory_measured=FITTED if found.family in memory_measured else (),
+    )
+
+
+def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
+    """5 and 95 % of every fitted constant, inside its bounds."""
+    found = {}
+    for name, deviation in fit.deviations.items():
+        value, (low, high) = float(getattr(fit.constants, name)), bounds(name)
+        factor = float(np.exp(min(NORMAL_90 * deviation, 50.0)))
+        found[name] = (max(value / factor, low), min(value * factor, high))
+    return found
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def with_memory(
+    found: Mapping[str, Calibration], readings: Sequence[Reading]
+) -> tuple[dict[str, Calibration], frozenset[str]]:
+    """Calibrations with fitted memory constants, and the families whose runs determine them.
+
+    A run teaches by its peak, by having run out of memory, or by having run at all. A family takes the
+    constants of the code base that most of its runs used; one without runs takes its nearest relative's,
+    and without those what holds for any framework.
+    """
+    rows = with_noted_reserved(readings)
+    names = np.array([memory_family(r) for r in rows])
+    frameworks = np.array([framework_part(r.family) for r in rows])
+    fitted = fit_families(memory_data(rows), names, MemoryConstants())
+    chosen = {name: _code_base(framework_part(name), frameworks, names) for name in found}
+    return (
+        {name: replace(c, memory=fitted[chosen[name]]) for name, c in found.items()},
+        frozenset(name for name in found if np.any(frameworks == framework_part(name))),
+    )
+
+
+def _code_base(framework: str, frameworks: NDArray[np.str_], names: NDArray[np.str_]) -> str:
+    """The memory family of most runs of `framework` or of its nearest relative with runs; or ""."""
+    for relative in (framework, *RELATIVES.get(framework, ())):
+        values, counts = np.unique(names[frameworks == relative], return_counts=True)
+        if len(values):
+            return str(values[np.argmax(counts)])
+    return ""

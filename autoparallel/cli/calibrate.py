@@ -1,0 +1,128 @@
+"""`autoparallel calibrate`: measured rows in, calibrated constants out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoparallel.cli import common
+from autoparallel.cli.validate import FilesArgument, check_files
+from autoparallel.errors import bad_value
+
+
+def calibrate_verb(
+    files: FilesArgument,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of profiles to write into.", metavar="DIR")
+    ] = Path("profiles"),
+    leave_one_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-out/--no-leave-one-out",
+            help="Predict every split group from the others, for honest intervals.",
+        ),
+    ] = True,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes.", metavar="N", min=1, max=256)
+    ] = 2,
+    json: common.JsonFlag = False,
+    config_dir: common.ConfigDirFlag = None,
+    profiles_dir: common.ProfilesDirFlag = None,
+    quiet: common.QuietFlag = False,
+) -> None:
+    """Fit the constants of the cost model to measured runs."""
+    check_files(files)
+    _make_folder(out)
+    progress = _Progress(shown=not quiet)
+    answer = _answer(
+        files,
+        out,
+        config_dir=config_dir,
+        profiles_dir=profiles_dir,
+        progress=progress,
+        leave_one_out=leave_one_out,
+        workers=workers,
+    )
+    progress.end()
+    if json:
+        common.print_json(answer)
+    else:
+        _print(answer)
+
+
+def _make_folder(out: Path) -> None:
+    """Find out before the work, not after it, that the folder cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made a folder ({error.strerror})"
+        raise bad_value("--out", str(out), reason, "name another one") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise bad_value("--out", str(out), "cannot be written to", "name another folder")
+
+
+class _Progress:
+    """What is going on, on stderr: one line written over, or many where it is no terminal."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._over = sys.stderr.isatty()
+
+    def __call__(self, text: str) -> None:
+        if self._shown:
+            line, end = (f"\r\x1b[K{text}", "") if self._over else (text, "\n")
+            print(line, end=end, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._shown and self._over:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _answer(
+    files: Sequence[Path],
+    out: Path,
+    *,
+    config_dir: Path | None,
+    profiles_dir: Path | None,
+    progress: _Progress,
+    leave_one_out: bool,
+    workers: int,
+) -> dict[str, Any]:
+    """Calibrate, write the profiles and say what they are worth."""
+    from autoparallel.calibration.run import run, write
+    from autoparallel.scoreboard.calibrated import errors_in_force, summary
+    from autoparallel.scoreboard.score import read_files
+    from autoparallel.strict_json import plain
+
+    readings, skipped = read_files(files, config_dir)
+    timed = sum(1 for r in readings if r.run.seconds)
+    source = f"{', '.join(file.name for file in files)}: {timed} timed rows"
+    outcome = run(readings, source, leave_one_out=leave_one_out, workers=workers, progress=progress)
+    found = summary(outcome, errors_in_force(outcome.rows, profiles_dir))
+    answer = {
+        "files": [str(file) for file in files],
+        "skipped": dict(skipped),
+        **found,
+        "written": [str(path) for path in write(out, outcome)],
+    }
+    return {name: plain(name, value) for name, value in answer.items()}
+
+
+def _print(answer: Mapping[str, Any]) -> None:
+    from autoparallel.scoreboard import calibrated
+
+    tables = [calibrated.determined(answer), calibrated.group_errors(answer)]
+    if answer["left_out"]:
+        tables.append(calibrated.left_out_line(answer))
+    for table in tables:
+        common.print_table(table.title, table.columns, table.rows)
+    for reason, count in answer["skipped"].items():
+        typer.echo(f"skipped {count}: {reason}")
+    for path in answer["written"]:
+        typer.echo(f"wrote {path}")

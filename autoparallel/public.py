@@ -1,0 +1,55 @@
+"""The functions of the package's own name: plain keyword arguments in, the saved records out."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from autoparallel import planning
+from autoparallel.errors import ConfigError, nearest
+from autoparallel.layout import Layout
+from autoparallel.plan import Estimate, Plan
+from autoparallel.request import TrainingRequest, training_request
+
+
+def search(*, model: str | Path, gpus: int, top: int = planning.TOP, **flags: Any) -> Plan:
+    """The best layouts of a model on a cluster, best first.
+
+    Args:
+        model: Catalog name, or the path of a model file or a Hugging Face `config.json`.
+        gpus: Size of the job.
+        top: Length of the short list.
+        flags: As on the command line: `cluster`, `gpu`, `framework`, `precision`,
+            `global_batch_size`, `seq_length`, `tokens`, `space`, `objective`, `baseline`,
+            `allow_numerics`, `overrides`, `config_dir`, `profiles_dir`.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    return planning.search(_request(model, gpus, flags), top=top)
+
+
+def estimate(layout: Layout | str, *, model: str | Path, gpus: int, **flags: Any) -> Estimate:
+    """What one layout costs, whether it is legal, and its place among all candidates.
+
+    Args:
+        layout: A layout, or its words such as `tp8 pp8 mbs1 sp zero1`.
+        model: As for `search`, and so are the others.
+        gpus: Size of the job.
+        flags: As for `search`.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    asked = Layout.parse(layout) if isinstance(layout, str) else layout
+    return planning.estimate(_request(model, gpus, flags), asked)
+
+
+_FLAGS = sorted(signature(training_request).parameters.keys() - {"model", "num_gpus"})
+
+
+def _request(model: str | Path, gpus: int, flags: dict[str, Any]) -> TrainingRequest:
+    if unknown := sorted(flags.keys() - set(_FLAGS)):
+        raise ConfigError(f"{unknown[0]}: is not a flag; {nearest(unknown[0], _FLAGS)}")
+    return planning.checked(training_request(model=model, num_gpus=gpus, **flags))

@@ -1,0 +1,151 @@
+"""When nothing fits: what is missing, and the nearest request that has an answer.
+
+`shortfall` reads the candidate that came closest. `remedies` lists changed requests, the cheapest
+change first; `first_working` tries them with a function that searches one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from autoparallel import catalog
+from autoparallel.cost.memory import Memory
+from autoparallel.errors import ConfigError
+from autoparallel.hardware import Gpu
+from autoparallel.layout import Layout
+from autoparallel.ranking.evaluation import Setting
+from autoparallel.ranking.order import Ranked, Table
+from autoparallel.request import TrainingRequest
+
+DOUBLINGS = 10
+"""How often the number of GPUs is doubled in search of one that suffices."""
+THRIFTY = {"zero_stage": [0, 1, 2, 3], "optimizer_offload_fraction": [0, 1]}
+"""Knobs that save memory and that the default space leaves out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """The candidate that came closest to fitting, and what it lacks.
+
+    Attributes:
+        capacity_bytes: Memory of one GPU.
+        short_bytes: Needed beyond the capacity for an even chance to fit.
+        largest: The largest part of the memory, with its bytes.
+    """
+
+    layout: Layout
+    memory_bytes: float
+    capacity_bytes: float
+    short_bytes: float
+    fits_probability: float
+    largest: tuple[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """A changed request that has fitting layouts.
+
+    Attributes:
+        flags: What to add to the command line.
+        best: The best layout then.
+        feasible: How many fit.
+    """
+
+    flags: str
+    best: Layout
+    iteration_s: float
+    fits_probability: float
+    feasible: int
+
+
+def shortfall(where: Setting, miss: Table) -> Shortfall:
+    """What the nearest miss lacks."""
+    used = miss.scores.memory
+    parts = {name: _first(getattr(used, name)) for name in Memory.__dataclass_fields__}
+    total, capacity = sum(parts.values()), where.request.cluster.gpu.memory_bytes
+    return Shortfall(
+        layout=miss.knobs.layout(0, where.framework.name),
+        memory_bytes=total,
+        capacity_bytes=capacity,
+        short_bytes=max(total - capacity, 0.0),
+        fits_probability=_first(miss.scores.fits_probability),
+        largest=max(parts.items(), key=lambda item: item[1]),
+    )
+
+
+def _first(value: Any) -> float:
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def remedies(request: TrainingRequest) -> Iterator[tuple[str, list[tuple[str, TrainingRequest]]]]:
+    """Kinds of change, each with requests to try in order."""
+    yield "a thriftier space", _thrifty(request)
+    yield "more GPUs", list(_more_gpus(request))
+    yield "a larger GPU", list(_larger_gpus(request))
+
+
+def first_working(
+    request: TrainingRequest, search: Callable[[TrainingRequest], tuple[Setting, Ranked]]
+) -> list[Remedy]:
+    """The first change of each kind under which something fits."""
+    found = []
+    for _, tries in remedies(request):
+        for flags, changed in tries:
+            where, result = search(changed)
+            if result.best is not None:
+                found.append(_remedy(flags, where, result, result.best))
+                break
+    return found
+
+
+def _remedy(flags: str, where: Setting, result: Ranked, best: Table) -> Remedy:
+    return Remedy(
+        flags=flags,
+        best=best.knobs.layout(0, where.framework.name),
+        iteration_s=float(best.scores.iteration_s[0]),
+        fits_probability=float(best.scores.fits_probability[0]),
+        feasible=result.feasible,
+    )
+
+
+def _thrifty(request: TrainingRequest) -> list[tuple[str, TrainingRequest]]:
+    """The same space with every sharding stage and the optimizer on the host."""
+    space = {**request.space, **THRIFTY}
+    flags = " ".join(f"space.{key}={_list(value)}" for key, value in THRIFTY.items())
+    return [] if space == dict(request.space) else [(flags, replace(request, space=space))]
+
+
+def _list(values: list[int]) -> str:
+    return "[" + ",".join(map(str, values)) + "]"
+
+
+def _alike(gpu: Gpu, own: Gpu) -> bool:
+    """Whether software for `own` runs on `gpu`: CUDA, ROCm or neither for both."""
+    ours, theirs = (g.generation.rstrip("0123456789") for g in (own, gpu))
+    return ours == theirs or not {"cdna", "cpu"} & {ours, theirs}
+
+
+def _more_gpus(request: TrainingRequest) -> Iterator[tuple[str, TrainingRequest]]:
+    for times in range(1, DOUBLINGS + 1):
+        count = request.num_gpus << times
+        try:
+            yield f"--gpus {count}", replace(request, num_gpus=count)
+        except ConfigError:  # more than the named machine has
+            return
+
+
+def _larger_gpus(request: TrainingRequest) -> Iterator[tuple[str, TrainingRequest]]:
+    """GPUs of the catalog with more memory, the smallest of them first, in the same network."""
+    own = request.cluster.gpu
+    known = [catalog.gpu(name) for name in catalog.names("gpu")]
+    larger = [g for g in known if g.memory_bytes > own.memory_bytes and _alike(g, own)]
+    for gpu in sorted(larger, key=lambda g: g.memory_bytes):
+        try:
+            changed = replace(request, cluster=replace(request.cluster, gpu=gpu))
+        except ConfigError:  # it lacks the precision asked for
+            continue
+        yield f"--cluster {request.cluster.name} --gpu {gpu.name}", changed

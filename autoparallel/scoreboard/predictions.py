@@ -1,0 +1,97 @@
+"""Predictions of measured rows: every row under the constants of its own family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoparallel import catalog
+from autoparallel.calibration.memory import memory_data, predicted, row_fits_probability
+from autoparallel.cost.step import interval_s, step_time
+from autoparallel.measured.cases import Reading
+from autoparallel.profiles import Calibration, calibration
+
+Column = NDArray[np.float64]
+
+NORMAL_90 = 1.645
+"""Standard deviations of a normal distribution from its middle to its 95th percentile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictions:
+    """What is predicted of N rows, with 5-95 % intervals; every column is [N].
+
+    `memory_bytes` is of the kind (allocated, reserved, device) and the rank that the row measured.
+    """
+
+    seconds: Column
+    seconds_low: Column
+    seconds_high: Column
+    memory_bytes: Column
+    memory_low: Column
+    memory_high: Column
+    fits_probability: Column
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Rows of which everything is a finite number, times and sizes above zero."""
+        columns = [getattr(self, f.name) for f in fields(self)]
+        finite = np.all(np.isfinite(columns), axis=0)
+        return np.asarray(finite & (self.seconds_low > 0) & (self.memory_low > 0))
+
+    def take(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> Predictions:
+        """The rows at `index`."""
+        return Predictions(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+def folders(profiles_dir: Path | None) -> tuple[Path, ...]:
+    """Where profiles are looked for, in order: the user's own folder, then the shipped one."""
+    shipped = catalog.data_dir() / "profiles"
+    return (profiles_dir, shipped) if profiles_dir else (shipped,)
+
+
+def calibration_of(reading: Reading, where: Sequence[Path]) -> Calibration:
+    """The calibration a row is scored with: its family's own, else the first to borrow."""
+    family, _, generation = reading.family.rpartition("-")
+    found = [calibration(family, generation, folder) for folder in where]
+    own = [c for c in found if c.rows and not c.borrowed_from]
+    return next(iter([*own, *(c for c in found if c.rows)]), found[0])
+
+
+def predict(readings: Sequence[Reading], profiles_dir: Path | None = None) -> Predictions:
+    """Predict every row, each family of rows as one case."""
+    families = np.array([r.family for r in readings])
+    columns = {f.name: np.full(len(readings), np.nan) for f in fields(Predictions)}
+    where = folders(profiles_dir)
+    for family in dict.fromkeys(families.tolist()):
+        index = np.flatnonzero(families == family)
+        mine = [readings[int(i)] for i in index]
+        part = predict_family(mine, calibration_of(mine[0], where))
+        for name, column in columns.items():
+            column[index] = getattr(part, name)
+    return Predictions(**columns)
+
+
+def predict_family(readings: Sequence[Reading], constants: Calibration) -> Predictions:
+    """Predict rows that share their constants. Absurd rows give absurd numbers, not errors."""
+    with np.errstate(all="ignore"):
+        data = memory_data(readings)
+        data = replace(data, case=replace(data.case, constants=constants.constants))
+        step = step_time(data.case)
+        low, high = interval_s(step, constants.spread)
+        bytes_, fullest = predicted(data, constants.memory)
+        outside = np.where(data.kind == "device", fullest.context_bytes, 0.0)
+        factor = np.exp(NORMAL_90 * constants.memory.error_sigma)
+        return Predictions(
+            seconds=np.asarray(step.iteration_s),
+            seconds_low=np.asarray(low),
+            seconds_high=np.asarray(high),
+            memory_bytes=bytes_,
+            memory_low=(bytes_ - outside) / factor + outside,
+            memory_high=(bytes_ - outside) * factor + outside,
+            fits_probability=row_fits_probability(data, constants.memory),
+        )

@@ -1,0 +1,218 @@
+"""Collectives and their groups: nothing alone, more for more bytes, slower over longer ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import MOE, NUM_GPUS, assert_never_less, case, with_knobs, with_machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoparallel.cost import communication as comm
+from autoparallel.cost.case import Case
+
+POWERS = [1, 2, 4, 8, 16, 32, 64]
+SIZES = st.floats(1.0, 1e11)
+OF = case(["tp1 mbs1"])
+
+
+def gather(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.all_gather_s(size, comm.group(of, ranks, stride), of)
+
+
+def reduce(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.all_reduce_s(size, comm.group(of, ranks, stride), of)
+
+
+def exchange(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.all_to_all_s(size, 2.0, comm.group(of, ranks, stride), of)
+
+
+Collective = Callable[..., Any]
+EACH = pytest.mark.parametrize("op", [gather, reduce, exchange])
+
+
+@EACH
+@given(SIZES, st.sampled_from(POWERS))
+@settings(max_examples=30, deadline=None)
+def test_one_rank_has_nobody_to_talk_to(op: Collective, size: float, stride: int) -> None:
+    assert np.all(np.asarray(op(size, 1.0, float(stride))) == 0)
+
+
+@EACH
+@given(SIZES, st.floats(1.0, 1e3), st.sampled_from(POWERS[1:]), st.sampled_from(POWERS[:4]))
+@settings(max_examples=60, deadline=None)
+def test_more_bytes_take_no_less(
+    op: Collective, size: float, more: float, ranks: int, stride: int
+) -> None:
+    assert_never_less(op(size * more, float(ranks), stride), op(size, float(ranks), stride))
+
+
+@EACH
+@pytest.mark.parametrize("stride", [1.0, 4.0, 8.0])
+def test_more_domains_take_no_less(op: Collective, stride: float) -> None:
+    inside = 8 / stride
+    times = [np.max(op(1e9, inside * n, stride)) for n in (1, 2, 4, 8, 64)]
+    assert times == sorted(times)
+    assert times[1] < times[-1]
+
+
+@EACH
+@pytest.mark.parametrize("ranks", [8.0, 64.0])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize(
+    "better",
+    [
+        {"intra_bytes_per_s": 2.0},
+        {"inter_bytes_per_s": 2.0},
+        {"intra_latency_s": 0.1},
+        {"inter_latency_s": 0.1},
+    ],
+    ids=lambda b: next(iter(b)),
+)
+def test_a_better_network_is_never_slower(
+    op: Collective, ranks: float, size: float, better: dict[str, float]
+) -> None:
+    for stride in (1.0, 2.0, 8.0):
+        slow = op(size, ranks, stride)
+        assert_never_less(slow, op(size, ranks, stride, with_machine(OF, **better)))
+
+
+def test_an_all_reduce_moves_twice_what_an_all_gather_does() -> None:
+    for ranks, stride in ((64.0, 1.0), (8.0, 8.0)):
+        ratio = reduce(1e12, ranks, stride) / gather(1e12, ranks, stride)
+        np.testing.assert_allclose(ratio, 2.0, rtol=1e-3)
+
+
+def test_no_collective_beats_its_link() -> None:
+    """A rank receives all but its own part of an all-gather through its link."""
+    size = np.array([1e8, 1e9, 1e10])
+    for ranks in (2.0, 8.0):
+        assert_never_less(
+            gather(size, ranks, 1.0), size * (ranks - 1) / ranks / OF.machine.intra_bytes_per_s
+        )
+    for stride in (1.0, 2.0, 4.0, 8.0):
+        fastest = np.minimum(
+            OF.machine.inter_bytes_per_s * 8 / stride, OF.machine.intra_bytes_per_s
+        )
+        assert_never_less(gather(size, 64.0, stride), size * 63 / 64 / fastest)
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_a_group_stays_inside_its_domain_when_it_fits(ranks: int, stride: int) -> None:
+    group = comm.group(OF, float(ranks), float(stride))
+    assert bool(np.all(group.crosses == (ranks * stride > 8)))
+
+
+@pytest.mark.parametrize(("stride", "adapters"), [(1, 8), (2, 4), (4, 2), (8, 1), (16, 1), (64, 1)])
+def test_a_strided_group_leaves_through_its_members_adapters(stride: int, adapters: int) -> None:
+    """Members behind the same fast links each bring their own network adapter, no more."""
+    group = comm.group(OF, 64.0, float(stride))
+    inter = comm.inter_bytes_per_s(OF) * adapters
+    intra = OF.machine.intra_bytes_per_s * OF.constants.intra_bandwidth
+    np.testing.assert_allclose(group.bandwidth_bytes_per_s, np.minimum(inter, intra))
+    assert np.all(group.crosses == 1)
+
+
+def test_two_far_ranks_use_two_adapters_only() -> None:
+    near, far = comm.group(OF, 2.0, 1.0), comm.group(OF, 2.0, 8.0)
+    assert np.all(far.bandwidth_bytes_per_s == comm.inter_bytes_per_s(OF))
+    assert np.all(near.bandwidth_bytes_per_s > far.bandwidth_bytes_per_s)
+
+
+def test_latency_grows_with_the_ring() -> None:
+    latency = [float(np.max(comm.group(OF, float(n), 1.0).latency_s)) for n in POWERS]
+    assert latency[0] == 0
+    assert latency == sorted(latency)
+    assert latency[-1] > latency[3]
+
+
+def test_a_measured_fabric_is_taken_at_its_word() -> None:
+    assert comm.inter_bytes_per_s(OF) < OF.machine.inter_bytes_per_s
+    measured = replace(OF, machine=replace(OF.machine, inter_is_measured=1.0))
+    assert comm.inter_bytes_per_s(measured) == OF.machine.inter_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("text", "tp", "cp", "dp", "ep", "expert_dp"),
+    [
+        ("tp8 pp2 mbs1", (8, 0), (1, 0), (4, 1), (1, 0), (32, 1)),
+        ("tp2 cp4 mbs1", (2, 0), (4, 0), (32, 1), (1, 0), (64, 1)),
+        ("tp4 cp4 mbs1", (4, 0), (4, 1), (16, 1), (1, 0), (64, 1)),
+        ("tp1 ep8 mbs1", (1, 0), (1, 0), (64, 1), (8, 0), (8, 1)),
+        ("tp4 ep4 etp4 mbs1", (4, 0), (1, 0), (16, 1), (4, 1), (4, 1)),
+        ("tp1 pp8 ep8 mbs1", (1, 0), (1, 0), (8, 0), (8, 0), (1, 0)),
+    ],
+)
+def test_groups_of_a_layout(
+    text: str,
+    tp: tuple[int, int],
+    cp: tuple[int, int],
+    dp: tuple[int, int],
+    ep: tuple[int, int],
+    expert_dp: tuple[int, int],
+) -> None:
+    """Ranks of each group and whether it leaves the domain of 8."""
+    of = case([text], model=MOE)
+    names = ("tp_group", "cp_group", "dp_group", "ep_group", "expert_dp_group")
+    for name, (ranks, crosses) in zip(names, (tp, cp, dp, ep, expert_dp), strict=True):
+        group = getattr(comm, name)(of)
+        found = (float(np.max(group.ranks)), float(np.max(group.crosses)))
+        assert found == (ranks, crosses), name
+
+
+def test_dense_and_expert_groups_cover_the_job() -> None:
+    of = case(["tp4 ep4 etp1 mbs1", "tp2 cp2 ep8 mbs1", "tp1 pp4 ep16 mbs1"], model=MOE)
+    k = of.knobs
+    dense = comm.dp_group(of).ranks * k.tp * k.pp
+    expert = comm.expert_dp_group(of).ranks * k.ep * k.etp * k.pp
+    assert dense.tolist() == expert.tolist() == [NUM_GPUS] * 3
+
+
+# ---- pipeline transfers and token exchange -------------------------------------------------------
+
+
+def test_a_transfer_needs_a_pipeline() -> None:
+    of = case(["tp8 pp1 mbs1", "tp8 pp8 mbs1", "tp1 pp64 mbs1"])
+    seconds = comm.point_to_point_s(1e8, of)
+    assert seconds[0] == 0
+    assert np.all(seconds[1:] > 0)
+    assert np.all(comm.point_to_point_s(2e8, of)[1:] > seconds[1:])
+
+
+def test_neighbours_in_a_node_are_nearer() -> None:
+    of = case(["tp1 pp64 mbs1", "tp8 pp8 mbs1"])
+    near, far = comm.point_to_point_s(1e9, of)
+    assert near < far
+    faster = comm.point_to_point_s(1e9, with_machine(of, inter_bytes_per_s=2.0))
+    assert faster[0] == near
+    assert faster[1] < far
+
+
+def test_tokens_cross_the_fabric_once_a_domain() -> None:
+    """One copy a token costs the fabric more than its share of two that go the same way."""
+    group = comm.group(OF, 16.0, 1.0)
+    one, two = (comm.all_to_all_s(1e9 * copies, copies, group, OF) for copies in (1.0, 2.0))
+    assert np.all(two < 2 * one)
+    assert np.all(two >= one)
+
+
+def test_exchange_between_domains_is_slower_than_inside() -> None:
+    inside, across = exchange(1e9, 8.0, 1.0), exchange(1e9, 16.0, 1.0)
+    assert np.all(across > 2 * np.asarray(inside))
+
+
+def test_rows_do_not_know_each_other() -> None:
+    of = case([f"tp{n} mbs1" for n in (1, 2, 4, 8, 16)])
+    columns = comm.all_reduce_s(1e8, comm.tp_group(of), of)
+    for row in range(5):
+        one = with_knobs(of, tp=of.knobs.tp[row])
+        assert np.all(comm.all_reduce_s(1e8, comm.tp_group(one), one) == columns[row])

@@ -1,0 +1,133 @@
+"""Factored formulas: the same numbers as row by row, on few rows, without being told on what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoparallel.cost.case import Case
+from autoparallel.cost.unique import FEWEST_ROWS, Rows, combinations, gathered, per_combination
+from autoparallel.layout import Knobs
+from autoparallel.units import Num
+
+ROWS = 4 * FEWEST_ROWS
+TEXTS = ("tp1 pp1 mbs1 zero1", "tp2 pp4 mbs2 zero1 sp", "tp4 pp2 cp2 mbs1 zero1", "tp8 pp1 mbs4 zero1")
+
+
+def many(texts: tuple[str, ...] = TEXTS, rows: int = ROWS) -> Case:
+    """The layouts again and again."""
+    few = case(texts)
+    return replace(few, knobs=few.knobs.take(np.arange(rows) % len(texts)))
+
+
+def test_computes_every_combination_once() -> None:
+    sizes = []
+
+    @per_combination
+    def formula(c: Case) -> Num:
+        sizes.append(np.size(c.knobs.tp))
+        return c.knobs.tp * 10 + c.knobs.pp
+
+    whole = many()
+    assert np.array_equal(formula(whole), whole.knobs.tp * 10 + whole.knobs.pp)
+    assert sizes == [1, len(TEXTS)]
+    formula(whole)
+    assert len(sizes) == 2, "a case keeps its results"
+
+
+def test_learns_a_knob_that_only_some_rows_read() -> None:
+    @per_combination
+    def formula(c: Case) -> Num:
+        return c.knobs.tp + (c.knobs.mbs if np.any(np.asarray(c.knobs.tp) == 8) else 0.0)
+
+    small = many(TEXTS[:2])
+    assert np.array_equal(formula(small), small.knobs.tp)
+    whole = many()
+    assert np.array_equal(formula(whole), whole.knobs.tp + whole.knobs.mbs)
+
+
+def test_nested_formulas_tell_the_outer_one_what_they_read() -> None:
+    @per_combination
+    def inner(c: Case) -> Num:
+        return 1.0 * c.knobs.mbs
+
+    @per_combination
+    def outer(c: Case) -> Num:
+        return inner(c) + c.knobs.dp
+
+    whole = many()
+    assert np.array_equal(outer(whole), whole.knobs.mbs + whole.knobs.dp)
+
+
+def test_a_column_of_the_machine_counts_as_a_knob() -> None:
+    @per_combination
+    def formula(c: Case) -> Num:
+        return c.knobs.tp * c.machine.peak_flops_per_s
+
+    whole = many()
+    peaks = np.where(np.arange(ROWS) % 3 == 0, 1e15, 2e15)
+    mixed = replace(whole, machine=replace(whole.machine, peak_flops_per_s=peaks))
+    assert np.array_equal(formula(mixed), whole.knobs.tp * peaks)
+
+
+@pytest.mark.parametrize("rows", [1, 3, FEWEST_ROWS - 1])
+def test_few_rows_are_computed_as_they_are(rows: int) -> None:
+    sizes = []
+
+    @per_combination
+    def formula(c: Case) -> Num:
+        sizes.append(np.size(c.knobs.tp))
+        return 1.0 * c.knobs.tp
+
+    whole = many(rows=rows)
+    assert np.array_equal(np.broadcast_to(formula(whole), rows), whole.knobs.tp)
+    assert sizes[-1] == rows
+
+
+def test_rows_note_what_is_read() -> None:
+    knobs = many().knobs
+    rows = Rows(knobs, np.array([1, 2]))
+    assert rows.read == set()
+    assert np.array_equal(rows.dp, knobs.dp[1:3])
+    assert rows.read == {"num_gpus", "tp", "pp", "cp"}
+    assert isinstance(rows, Knobs)
+    with pytest.raises(AttributeError):
+        _ = rows.no_knob  # type: ignore[attr-defined]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.0, 64.0, 0.1])] * 4), min_size=1, max_size=60
+    ),
+    st.integers(1, 40),
+)
+def test_combinations_are_numpys(rows: list[tuple[float, ...]], times: int) -> None:
+    table = np.tile(np.array(rows), (times, 1))
+    first, own = combinations(list(table.T))
+    distinct = np.unique(table, axis=0)
+    assert len(first) == len(distinct)
+    if len(distinct) > 1:
+        assert np.array_equal(table[first][own], table)
+        assert np.array_equal(first, np.sort(first))
+
+
+def test_equal_keys_do_not_mix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoparallel.cost.unique._WEIGHTS", np.zeros(64))
+    columns = [np.array([1.0, 2.0, 2.0, 1.0, 3.0])]
+    first, own = combinations(columns)
+    assert np.array_equal(columns[0][first][own], columns[0])
+
+
+def test_gathers_records_and_leaves_scalars() -> None:
+    index = np.array([1, 1, 0])
+    machine = many().machine
+    taken = gathered(replace(machine, peak_flops_per_s=np.array([1.0, 2.0])), index)
+    assert np.array_equal(taken.peak_flops_per_s, [2.0, 2.0, 1.0])
+    assert taken.sms == machine.sms
+    assert gathered((3.0, np.array(4.0)), index) == (3.0, 4.0)
