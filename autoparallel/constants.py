@@ -1,7 +1,7 @@
 """Calibrated constants: what the formulas multiply physics by, with bounds, units and origin.
 
-`Constants` are the numbers of one family (framework x GPU generation); every field is a scalar or [N].
-A field's metadata says what it means, its prior and its physical bounds.
+`Constants` are the numbers of one family (framework x GPU generation); every field is a scalar or
+[N]. A field's metadata says what it means, its prior and its physical bounds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Constants:
         0.5, 0.15, 0.95, "share of the nominal fabric bandwidth that collectives reach"
     )
     collective_latency_s: Num = _constant(
-        20e-6, 2e-6, 400e-6, "waiting for the slowest rank of a collective, beyond its isolated time"
+        20e-6, 2e-6, 400e-6, "wait for the slowest rank of a collective, beyond its isolated time"
     )
     hop_latency_s: Num = _constant(
         3e-6, 0.2e-6, 12e-6, "time a ring that leaves the fast domain adds with every rank"
@@ -73,9 +73,7 @@ class Constants:
     )
     cp_exposed: Num = _constant(0.3, 0.05, 1.0, "share of context-parallel communication exposed")
     ep_exposed: Num = _constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
-    pp_exposed: Num = _constant(
-        0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed"
-    )
+    pp_exposed: Num = _constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = _constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
     expert_imbalance: Num = _constant(
         1.1, 1.0, 2.0, "load of the fullest expert rank over the mean"

@@ -1,8 +1,8 @@
 """What a training framework can do and what it costs, as data.
 
 One YAML a framework in `search_spaces/framework/`: which knobs are legal, bytes a parameter, when
-gradients are reduced, what stays live, what a measured row leaves unsaid. `Traits` is the numeric part,
-scalars or columns, for `cost/`; there is no `if framework ==` in the formulas.
+gradients are reduced, what stays live, what a measured row leaves unsaid. `Traits` is the numeric
+part, scalars or columns, for `cost/`; there is no `if framework ==` in the formulas.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Traits:
         compiled: 1 when torch.compile fuses memory-bound operators.
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
         async_tp: 1 when tensor-parallel communication is split and overlapped with its GEMM.
-        fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy: fewer).
+        fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
+            fewer).
         logits_sharded: 1 when the logits stay split over tensor-parallel ranks.
     """
 
@@ -63,7 +64,8 @@ class Framework:
         name: Catalog id.
         aliases: Names that measured files use for it.
         constants: Which calibrated family in `profiles/` its constants come from.
-        eras: Families of older software, by the beginning of the release that a measured row states.
+        eras: Families of older software, by the beginning of the release that a measured row
+            states.
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
@@ -114,7 +116,9 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
     )
 
 
-_TEXTS = {name: Rule(kind=str) for name in ("constants", "stage_split", "exporter", "version", "source")}
+_TEXTS = dict.fromkeys(
+    ("constants", "stage_split", "exporter", "version", "source"), Rule(kind=str)
+)
 _TRAITS = {name: Rule(most=100.0) for name in TRAIT_NAMES}
 
 
@@ -147,13 +151,11 @@ def _by_alias(config_dir: Path | None) -> dict[str, str]:
     return known
 
 
-def framework_of(
-    printed_name: str, config_dir: Path | None = None
-) -> tuple[Framework, bool]:
+def framework_of(printed_name: str, config_dir: Path | None = None) -> tuple[Framework, bool]:
     """The framework a measured row names, and whether it is known.
 
-    An unknown one is scored with the nearest generic record: FSDP2 when its name speaks of sharding,
-    else Megatron.
+    An unknown one is scored with the nearest generic record: FSDP2 when its name speaks of
+    sharding, else Megatron.
     """
     known = _by_alias(config_dir)
     if found := known.get(printed_name.lower()):

@@ -1,7 +1,7 @@
 """What it runs on: GPUs, clusters, and the numbers of both that the formulas take.
 
-`Gpu` and `Cluster` are catalog records with a source for every number. `Machine` is the pair of them as
-scalars or columns [N], for `cost/`.
+`Gpu` and `Cluster` are catalog records with a source for every number. `Machine` is the pair of
+them as scalars or columns [N], for `cost/`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ class Gpu:
     """One accelerator. Peaks are dense (no sparsity); bandwidths are per GPU and one direction.
 
     Attributes:
-        peak_flops_per_s: Dense peak per precision id (`bf16`, `fp16`, `fp8`, `mxfp8`, `nvfp4`, ...).
+        peak_flops_per_s: Dense peak per precision id (`bf16`, `fp16`, `fp8`, `mxfp8`, `nvfp4`,
+            ...).
         memory_bytes: What the driver reports as total, not the figure on the box.
-        measured_matmul_flops_per_s: Best bf16 rate anyone measured, 0 when nobody has published one.
-        generation: Which calibration it belongs to or borrows from (`volta`, `ampere`, `hopper`, ...).
+        measured_matmul_flops_per_s: Best bf16 rate anyone measured, 0 when nobody has published
+            one.
+        generation: Which calibration it belongs to or borrows from (`volta`, `ampere`, `hopper`,
+            ...).
     """
 
     name: str
@@ -96,7 +99,8 @@ class Machine:
 def machine(cluster: Cluster, precision: str) -> Machine:
     """The numbers of `cluster` for linear layers in `precision`.
 
-    A recipe (`fp8-blockwise`) runs at the peak of its format; a format the GPU lacks at half precision.
+    A recipe (`fp8-blockwise`) runs at the peak of its format; a format the GPU lacks at half
+    precision.
     """
     gpu = cluster.gpu
     half = gpu.peak_flops_per_s.get("bf16", gpu.peak_flops_per_s.get("fp16", 0.0))

@@ -14,8 +14,8 @@
 | sequence_parallel | | `sp` |
 | zero_stage (1 = distributed optimizer, 3 = fully sharded) | | `zero1` |
 | shard_group_size (0 = all replicas) | | `shard=8` |
-| recompute_granularity / _method / _num_layers, recompute_modules | | `recompute=full/block/4`, `recompute=core_attn+mlp` |
-| schedule | | `sched=1f1b` |
+| recompute_granularity / _method / _num_layers, recompute_modules | | `recompute=full/block/4`,
+`recompute=core_attn+mlp` | | schedule | | `sched=1f1b` |
 | stage_layers (decoder layers of every virtual stage, in order) | | `stages=7,8*6,7` |
 | precision | | `prec=bf16` |
 | grad_reduce_dtype | | `grad=fp32` |
@@ -168,7 +168,8 @@ def _choice(name: str, field: str, known: Sequence[str] = ()) -> tuple[_Write, _
     def read(word: str) -> dict[str, Any]:
         value = word.partition("=")[2]
         if not value or (known and value not in known):
-            raise bad_value(f"layout {name}", value, "is not one of the choices", nearest(value, known))
+            rule = "is not one of the choices"
+            raise bad_value(f"layout {name}", value, rule, nearest(value, known))
         return {field: value}
 
     return write, read
@@ -233,7 +234,7 @@ def _read_stages(word: str) -> dict[str, Any]:
     for part in word.partition("=")[2].split(","):
         match = re.fullmatch(r"(\d{1,4})(?:\*(\d{1,4}))?", part)
         if not match or len(layers) + int(match[2] or 1) > 100_000:
-            raise ConfigError(f"layout: {word!r} is not stages=N[*TIMES],... such as stages=7,8*6,7")
+            raise ConfigError(f"layout: {word!r} is not stages=N[*TIMES],...: stages=7,8*6,7")
         layers += [int(match[1])] * int(match[2] or 1)
     return {"stage_layers": tuple(layers)}
 
@@ -295,7 +296,8 @@ _WORDS: dict[str, tuple[_Write, _Read]] = {
 class Knobs:
     """Layouts as columns: one float64 scalar or [N] array a knob, for `rules` and `cost`.
 
-    Categories are codes into the tuples at the top of this module (`schedule` into `SCHEDULES`, ...);
+    Categories are codes into the tuples at the top of this module (`schedule` into `SCHEDULES`,
+    ...);
     sets are bit masks in the order of `RECOMPUTE_MODULES` and `OVERLAPS`. `stages` is an index into
     `stage_table`, whose entry 0 is the even split.
     """

@@ -165,7 +165,7 @@ def _place(request: TrainingRequest, where: Setting, scores: Scores, among: Rank
 
 
 def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:
-    rows = short_list(best.knobs, top)
+    rows = short_list(best.knobs, top, (best.scores.iteration_s, best.scores.memory_bytes))
     step = StepTime(
         **{f.name: np.asarray(getattr(best.scores.step, f.name))[rows] for f in fields(StepTime)}
     )

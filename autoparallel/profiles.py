@@ -1,6 +1,7 @@
 """Calibrated profiles: the constants of a framework on a GPU generation, read from `profiles/`.
 
-`calibration` finds the profile of a family, or borrows its nearest relative's, says so and widens it.
+`calibration` finds the profile of a family, or borrows its nearest relative's, says so and widens
+it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Spread:
     """How far predictions of this family are off: standard deviations of log factors.
 
     The step's parts are wrong independently of each other, each by one factor common to all layouts
-    of a job, so errors shared by two layouts cancel in their order. `layout` is what remains between
-    two layouts whose parts are alike.
+    of a job, so errors shared by two layouts cancel in their order. `layout` is what remains
+    between two layouts whose parts are alike.
     """
 
     compute: float = 0.12
@@ -69,13 +70,15 @@ RELATIVES: Mapping[str, tuple[str, ...]] = {
     "fsdp": ("nemo", "megatron"),
 }
 """Framework families to borrow from, nearest first, when a GPU generation has no runs."""
-_KEYS = ("family", "fitted", "source", "rows", "groups", "versions", "constants", "memory", "spread")
+_NOTES = ("family", "fitted", "source", "rows", "groups", "versions")
+_KEYS = (*_NOTES, "constants", "memory", "spread")
 
 
 def calibration(family: str, generation: str, folder: Path) -> Calibration:
     """The calibration of framework `family` on GPUs of `generation`, from `folder`/training.
 
-    Without a profile of its own it borrows: a related framework on the same GPU generation, then the
+    Without a profile of its own it borrows: a related framework on the same GPU generation, then
+    the
     same framework on the nearest generation, then relatives there, then the constants of everything
     measured. A borrowed one says `assumed` and is wider.
 
@@ -131,7 +134,9 @@ def read_calibration(path: Path) -> Calibration:
         state="measured",
         rows=int(float(str(data.get("rows", 0)))),
         measured_names=tuple(
-            name for name, e in stated.items() if isinstance(e, dict) and e.get("state") == "measured"
+            name
+            for name, entry in stated.items()
+            if isinstance(entry, dict) and entry.get("state") == "measured"
         ),
         source=str(data.get("source", "")),
     )
@@ -146,9 +151,11 @@ def _record(path: Path, kind: type[Any], block: str, data: Mapping[str, object])
     values = {}
     for name, entry in entries.items():
         if name not in known:
-            raise ProfileError(f"{path.name}: unknown {block} name {name!r}; {nearest(name, known)}")
+            hint = nearest(name, known)
+            raise ProfileError(f"{path.name}: unknown {block} name {name!r}; {hint}")
         value = entry.get("value") if isinstance(entry, dict) else entry
-        values[name] = _number(path, f"{block}.{name}", value, kind.__dataclass_fields__[name].metadata)
+        limits = kind.__dataclass_fields__[name].metadata
+        values[name] = _number(path, f"{block}.{name}", value, limits)
     return kind(**values)
 
 
@@ -157,5 +164,6 @@ def _number(path: Path, name: str, value: object, metadata: Mapping[str, Any]) -
         raise ProfileError(f"{path.name}: {name} {value!r} is not a number")
     low, high = metadata.get("low", 0.0), metadata.get("high", 10.0)
     if not low <= value <= high:
-        raise ProfileError(f"{path.name}: {name} {value!r} is outside its bounds {low:g} to {high:g}")
+        rule = f"is outside its bounds {low:g} to {high:g}"
+        raise ProfileError(f"{path.name}: {name} {value!r} {rule}")
     return float(value)

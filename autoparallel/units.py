@@ -1,7 +1,7 @@
 """Units and the number type every formula accepts.
 
-Inside the package everything is SI: bytes, seconds, bytes per second, FLOP per second. The names below
-convert at the edges (YAML in, reports out) and nowhere else.
+Inside the package everything is SI: bytes, seconds, bytes per second, FLOP per second. The names
+below convert at the edges (YAML in, reports out) and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Robust fit of bounded constants to measured step times.
 
 Constants move in log space between their physical bounds; the residual is the log of predicted over
-measured, softened so that a few odd runs do not bend the physics; every split group counts alike up to
+measured, softened so that a few odd runs do not bend the physics; every split group counts alike
+up to
 a cap; and each constant is pulled to its prior, so what the data cannot tell stays where it was.
 """
 
@@ -46,8 +47,8 @@ class Fit:
     """Fitted constants and how well the data determine each.
 
     Attributes:
-        deviations: Standard deviation of each free constant's log given data and prior; close to the
-            prior's own where the data say nothing.
+        deviations: Standard deviation of each free constant's log given data and prior; close to
+            the prior's own where the data say nothing.
     """
 
     constants: Constants
@@ -84,7 +85,7 @@ def fit(
     first = np.array([np.log(_floor(float(getattr(near or prior, n)))) for n in names])
     begin = np.clip(1 + (first - low) / span, 1 + 1e-4, 2 - 1e-4)
     found = least_squares(
-        residuals, begin, bounds=(1, 2), diff_step=1e-4, ftol=1e-5, xtol=1e-5, max_nfev=60
+        residuals, begin, bounds=(1, 2), diff_step=np.array(1e-4), ftol=1e-5, xtol=1e-5, max_nfev=60
     )
     return Fit(
         constants=constants_at(names, low + (found.x - 1) * span, prior),
@@ -110,7 +111,8 @@ def log_error(data: Data, constants: Constants) -> Column:
 
 def soften(r: Column) -> Column:
     """Soft-L1: r near zero, growing as the root of |r| far away, so that its square is |r|."""
-    return np.sign(r) * np.sqrt(2 * (np.sqrt(1 + r * r) - 1))
+    softened: Column = np.sign(r) * np.sqrt(2 * (np.sqrt(1 + r * r) - 1))
+    return softened
 
 
 def _floor(value: float) -> float:

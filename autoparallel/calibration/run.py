@@ -154,9 +154,9 @@ def with_memory(
 ) -> tuple[dict[str, Calibration], frozenset[str]]:
     """Calibrations with fitted memory constants, and the families whose runs determine them.
 
-    A run teaches by its peak, by having run out of memory, or by having run at all. A family takes the
-    constants of the code base that most of its runs used; one without runs takes its nearest relative's,
-    and without those what holds for any framework.
+    A run teaches by its peak, by having run out of memory, or by having run at all. A family takes
+    the constants of the code base that most of its runs used; one without runs takes its nearest
+    relative's, and without those what holds for any framework.
     """
     rows = with_noted_reserved(readings)
     names = np.array([memory_family(r) for r in rows])

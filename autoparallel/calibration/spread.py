@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from autoparallel.profiles import Spread
 from autoparallel.cost.step import StepTime, part_shares
+from autoparallel.profiles import Spread
 
 Column = NDArray[np.float64]
 
@@ -40,7 +40,8 @@ def fit_spread(step: StepTime, log_errors: Column, weights: Column, layout: floa
     def loss(x: Column) -> float:
         variance = sigma_squared(columns, np.exp(x), layout)
         student = 2.5 * np.log1p(log_errors**2 / (4 * variance)) + 0.5 * np.log(variance)
-        return float(np.sum(weights * student) + 0.5 * np.sum(((x - np.log(PRIOR)) / PRIOR_WIDTH) ** 2))
+        pull = np.sum(((x - np.log(PRIOR)) / PRIOR_WIDTH) ** 2)
+        return float(np.sum(weights * student) + 0.5 * pull)
 
     found = np.exp(minimize(loss, np.log(PRIOR), method="L-BFGS-B").x)
     z = np.abs(log_errors) / np.sqrt(sigma_squared(columns, found, layout))
@@ -51,7 +52,8 @@ def fit_spread(step: StepTime, log_errors: Column, weights: Column, layout: floa
 
 def sigma_squared(shares: Column, spreads: Column, layout: float) -> Column:
     """Variance of the log of a step time from shares [parts, N] and spreads [parts]."""
-    return layout**2 + np.sum((shares * spreads[:, None]) ** 2, axis=0)
+    variance: Column = layout**2 + np.sum((shares * spreads[:, None]) ** 2, axis=0)
+    return variance
 
 
 def weighted_quantile(values: Column, weights: Column, q: float) -> float:

@@ -1,8 +1,9 @@
 """Training calibration: measured step times -> constants and spreads of every family.
 
-Two levels. One fit over everything gives the constants of an unknown machine; each family (framework x
-GPU generation) is then fitted with a pull to those. Residuals of runs whose whole split group was left
-out of both fits say how wide predictions must be.
+Two levels. One fit over everything gives the constants of an unknown machine; each family
+(framework x
+GPU generation) is then fitted with a pull to those. Residuals of runs whose whole split group was
+left out of both fits say how wide predictions must be.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
     "nanotron-early": {"launch_tp_factor": 0.5},
 }
 """Constants only one framework needs, with where its fit starts."""
+KNOWN_OF: Mapping[str, Mapping[str, float]] = {
+    "megatron": {"dp_exposed": 1.0},
+    "megatron-deepspeed": {"dp_exposed": 1.0},
+}
+"""What a family's software is known to do, put in place of what all families agree on: these reduce
+gradients after the last micro-batch, not behind it (vTrain's configurations; Megatron-LM of
+2021-22)."""
 GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
 IDENTIFIED = 0.6
 """A constant is measured when the data shrink its prior's width to this share or less."""
@@ -92,8 +100,10 @@ def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | N
     if not mine.any():
         return None
     own = FAMILY_ONLY.get(framework_part(family), {})
-    names = [n for n in CONSTANT_NAMES if n not in FIXED and (n != "launch_tp_pp_factor" or n in own)]
-    return fit(rows.at(mine), names, replace(base, **own), FAMILY_WIDTH)
+    known = KNOWN_OF.get(framework_part(family), {})
+    fixed = (*FIXED, *({"launch_tp_pp_factor"} - own.keys()))
+    names = [n for n in CONSTANT_NAMES if n not in fixed]
+    return fit(rows.at(mine), names, replace(base, **own, **known), FAMILY_WIDTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,7 +117,7 @@ class LeftOut:
 def leave_one_group_out(
     rows: Rows, progress: Progress = lambda text: None, groups: Sequence[str] = ()
 ) -> LeftOut:
-    """Predict every split group, or those of `groups`, from the others; rows not asked for stay 0."""
+    """Predict every split group, or those of `groups`, from the others; other rows stay 0."""
     errors = np.zeros(len(rows.readings))
     parts = {f.name: np.zeros(len(rows.readings)) for f in fields(StepTime)}
     for group in groups or dict.fromkeys(rows.data.groups.tolist()):
@@ -163,7 +173,7 @@ def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
     index = np.flatnonzero(mine)
     step = StepTime(**{f.name: getattr(left_out.step, f.name)[index] for f in fields(StepTime)})
     errors = left_out.log_errors[index]
-    search_groups = np.array([rows.readings[i].run.search_group for i in index])
+    search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()
     return fit_spread(step, errors, weights, layout_spread(errors, search_groups))
 

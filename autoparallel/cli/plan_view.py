@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,8 +140,8 @@ def runner_up(plan: Plan) -> list[Line]:
     """Why the next best layout that is predicted to differ lost."""
     winner = plan.entries[0]
     for entry in plan.entries[1:]:
-        same = (entry.iteration_s, entry.memory_bytes) == (winner.iteration_s, winner.memory_bytes)
-        if not same:
+        numbers = (entry.iteration_s, entry.memory_bytes)
+        if not _alike(numbers, (winner.iteration_s, winner.memory_bytes)):
             return compared("Next,", entry, winner)
     return []
 
@@ -213,8 +214,15 @@ def worth(knobs: Sequence[Bought], winner: PlanEntry) -> list[Line]:
 def _differs(knob: Bought, winner: PlanEntry) -> bool:
     """Whether another value of the knob is legal and changes a prediction."""
     v = knob.without
-    same = (v.iteration_s, v.memory_bytes) == (winner.iteration_s, winner.memory_bytes)
-    return v.iteration_s is not None and not same
+    return v.iteration_s is not None and not _alike(
+        (v.iteration_s, v.memory_bytes), (winner.iteration_s, winner.memory_bytes)
+    )
+
+
+def _alike(a: tuple[float | None, ...], b: tuple[float | None, ...]) -> bool:
+    """Equal but for rounding."""
+    pairs = zip(a, b, strict=True)
+    return all(math.isclose(x or 0.0, y or 0.0, rel_tol=1e-6) for x, y in pairs)
 
 
 def sieve(plan: Plan) -> list[Line]:

@@ -24,7 +24,7 @@ class Case:
     Any number in any part may be a scalar (shared by all rows) or a column [N].
 
     Attributes:
-        operators: Measured tables of the GPUs in the case: one for a search, several for a file of runs.
+        operators: Measured tables of the GPUs: one for a search, several for a file of runs.
         gpu_index: Which of them a row uses; scalar 0 or [N].
         done: Results of this very case, so that a formula that several others use runs once.
     """

@@ -1,6 +1,7 @@
 """Time of collectives and of the traffic each parallel dimension causes.
 
-Ranks are placed as Megatron places them: tensor parallel fastest, then context, data, pipeline. A group
+Ranks are placed as Megatron places them: tensor parallel fastest, then context, data, pipeline. A
+group
 whose members lie `stride` apart has `domain / stride` of them behind the same fast links and leaves
 through as many network adapters at once. Ring forms: NCCL-tests PERFORMANCE.md.
 """
@@ -13,7 +14,6 @@ import numpy as np
 
 from autoparallel.cost.case import Case
 from autoparallel.units import Num
-
 
 POINT_TO_POINT_LATENCY_S = 25e-6
 """Launch and handshake of one send and its receive (NCCL, microseconds tens)."""
@@ -47,7 +47,7 @@ def group(case: Case, ranks: Num, stride: Num) -> Group:
     c, machine = case.constants, case.machine
     per_domain = np.clip(np.floor(machine.domain_gpus / stride), 1.0, ranks)
     domains = np.ceil(ranks / per_domain)
-    crosses = (domains > 1) * 1.0
+    crosses: Num = np.asarray(domains > 1, dtype=np.float64)
     intra = machine.intra_bytes_per_s * c.intra_bandwidth
     inter = inter_bytes_per_s(case) * per_domain
     hops = machine.intra_latency_s * (per_domain - 1) + c.hop_latency_s * (ranks - 1) * crosses
@@ -84,14 +84,15 @@ def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
         g.ranks,
         case.machine.intra_bytes_per_s,
     )
-    waiting = case.constants.collective_latency_s * (np.asarray(g.ranks) > 1)
-    return isolated / case.constants.intra_bandwidth + waiting
+    several = np.asarray(np.asarray(g.ranks) > 1, dtype=np.float64)
+    return isolated / case.constants.intra_bandwidth + case.constants.collective_latency_s * several
 
 
 def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
     """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
 
-    Copies for ranks outside the domain leave through the rank's own adapter, once per remote domain a
+    Copies for ranks outside the domain leave through the rank's own adapter, once per remote
+    domain a
     token goes to (DeepEP and HybridEP forward inside the domain); copies inside use the fast links.
     """
     inside = np.minimum(case.machine.domain_gpus, g.ranks)

@@ -1,7 +1,7 @@
 """Time of one layer's operators on one rank, for one micro-batch: GEMMs, attention, memory traffic.
 
-Letters: b micro-batch, s sequence, h hidden, t tensor parallel, c context parallel; T = b s / c is the
-number of tokens a rank works on.
+Letters: b micro-batch, s sequence, h hidden, t tensor parallel, c context parallel; T = b s / c is
+the number of tokens a rank works on.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ HALF_BYTES = 2.0
 TILE_M, TILE_N = 128.0, 256.0
 SHORT_K, SHORT_K_8_BIT = 100.0, 240.0
 """Inner dimension at which a product reaches half its rate: fitted to isolated GEMMs of A100 (111),
-H100 (93) and H200 (74) in 16 bit, and of H100 (243) and H200 (213) in fp8 (benchmarks/operators.py)."""
+H100 (93) and H200 (74) in 16 bit, and of H100 (243) and H200 (213) in fp8
+(benchmarks/operators.py)."""
 Passes: TypeAlias = NDArray[np.float64]
 """Seconds of the forward and of the backward pass, [2] or [2, N]."""
-UNFUSED_SCORE_BYTES = 11.0
-"""Traffic per attention score, forward, unfused: scores written (2), softmax (4), dropout (5)."""
+UNFUSED_SCORE_BYTES, UNFUSED_BACKWARD_BYTES = 13.0, 20.0
+"""Traffic per attention score, unfused. Forward: written by the product (2), softmax (4), dropout
+and
+its mask (5), read by the second product (2). Backward: both products (8), dropout (5), softmax
+(6), 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Operators:
-    """Seconds of one layer (or of the head) for one micro-batch on one rank, by kind and direction."""
+    """Seconds of one layer (or the head) for one micro-batch on one rank, by kind and direction."""
 
     gemm_forward_s: Num
     gemm_backward_s: Num
@@ -67,8 +71,9 @@ def padded_vocabulary(case: Case) -> Num:
 def gemm_s(m: Num, n: Num, k: Num, case: Case, narrow: bool = True) -> Num:
     """One GEMM [m, k] x [k, n]; `narrow` GEMMs run in the layout's precision, others in bf16.
 
-    Peak times e k / (k + k0) w / (w + w0): short inner dimensions do not fill a tile's pipeline, few
-    waves w of tiles do not fill the GPU. k0 is measured on isolated products, e and w0 inside a step.
+    Peak times e k / (k + k0) w / (w + w0): short inner dimensions do not fill a tile's pipeline,
+    few waves w of tiles do not fill the GPU. k0 is measured on isolated products, e and w0 inside a
+    step.
     """
     c, machine = case.constants, case.machine
     cast = is_narrow(case) if narrow else False
@@ -88,9 +93,10 @@ def linear_s(T: Num, inputs: Num, outputs: Num, case: Case, narrow: bool = True)
     return np.stack(np.broadcast_arrays(forward, for_inputs + for_weights))
 
 
-def is_narrow(case: Case) -> Num:
+def is_narrow(case: Case) -> NDArray[np.bool_]:
     """True where the linear layers run in 8 bits or fewer."""
-    return case.machine.peak_flops_per_s > 1.2 * np.asarray(case.machine.bf16_flops_per_s)
+    half = np.asarray(case.machine.bf16_flops_per_s)
+    return np.asarray(case.machine.peak_flops_per_s > 1.2 * half)
 
 
 def attention_projections_s(case: Case) -> Passes:
@@ -131,11 +137,11 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     flash_s = flash_flops / (machine.bf16_flops_per_s * rate)
     full_flops = 2 * rows * m.s * (m.d_qk + m.d_v)
     matmul_s = full_flops / (machine.bf16_flops_per_s * c.gemm_efficiency * 0.7)
-    moved = rows * m.s * UNFUSED_SCORE_BYTES * c.memory_traffic
-    moved_s = moved / machine.memory_bandwidth_bytes_per_s
+    score_byte_s = rows * m.s * c.memory_traffic / machine.memory_bandwidth_bytes_per_s
     flash = np.asarray(case.traits.flash_attention)
-    forward = np.where(flash > 0, flash_s, matmul_s + moved_s)
-    backward = np.where(flash > 0, 2.5 * flash_s, 2 * matmul_s + 1.8 * moved_s)
+    forward = np.where(flash > 0, flash_s, matmul_s + UNFUSED_SCORE_BYTES * score_byte_s)
+    unfused = 2 * matmul_s + UNFUSED_BACKWARD_BYTES * score_byte_s
+    backward = np.where(flash > 0, 2.5 * flash_s, unfused)
     return forward, backward
 
 
@@ -150,9 +156,10 @@ def head_width_factor(d: Num) -> Num:
 def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
     """Norms, residuals, rope and activation of one layer: (forward, backward).
 
-    Bytes a token, 16 bit: a norm reads and writes h (4 h) and reads twice, writes once backward (6 h);
-    bias, dropout and residual 7 h and 5 h; rope 4 a q, k, v element each way; the activation reads its
-    k - 1 inputs and writes one (2 k f), backward reads k and writes k - 1 (4 k - 2) f.
+    Bytes a token, 16 bit: a norm reads and writes h (4 h) and reads twice, writes once backward (6
+    h);
+    bias, dropout and residual 7 h and 5 h; rope 4 a q, k, v element each way; the activation reads
+    its k - 1 inputs and writes one (2 k f), backward reads k and writes k - 1 (4 k - 2) f.
     """
     m, k, c = case.model, case.knobs, case.constants
     qkv = (m.a * m.d_qk + m.g * (m.d_qk + m.d_v)) / k.tp
@@ -166,7 +173,7 @@ def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
 
 
 def cast_bytes(case: Case, width: Num) -> Num:
-    """Bytes a token that 8-bit linear layers move to cast their inputs: read 2, write 1, transposed 1."""
+    """Bytes a token to cast 8-bit linear layers' inputs: read 2, write 1, transposed 1."""
     m, t = case.model, case.knobs.tp
     inputs = 2 * m.h + m.a * m.d_v / t + width / t
     return np.where(is_narrow(case), 4.0 * inputs, 0.0)
@@ -179,7 +186,7 @@ def dense_layer(case: Case) -> Operators:
 
 
 def moe_layer(case: Case) -> Operators:
-    """A layer with experts: router, grouped GEMMs on the fullest rank, shared expert, permutation."""
+    """A layer with experts: router, GEMMs on the fullest rank, shared expert, permutation."""
     m, k, c = case.model, case.knobs, case.constants
     T = tokens(case)
     local = np.maximum(m.E / k.ep, 1.0)
@@ -208,7 +215,7 @@ def _layer(case: Case, gemm: Passes, memory_s: tuple[Num, Num]) -> Operators:
 
 
 def head(case: Case) -> Operators:
-    """Output projection and loss on the last stage (bf16 GEMM, fp32 softmax over the vocabulary)."""
+    """Output projection and loss on the last stage (bf16 GEMM, fp32 softmax)."""
     T, V, t = tokens(case), padded_vocabulary(case), case.knobs.tp
     gemm = linear_s(T, case.model.h, V / t, case, narrow=False)
     softmax = T * V / t * 14.0 / case.machine.memory_bandwidth_bytes_per_s

@@ -386,7 +386,7 @@ def buffers_bytes(case: Case, holds_vocabulary: Num) -> Num:
 
 @per_combination
 def staging_bytes(case: Case) -> Num:
-    """Sequence-parallel inputs, pipeline and expert messages, CUDA graphs, libraries' workspaces."""
+    """Sequence-parallel inputs, pipeline and expert messages, CUDA graphs, workspaces."""
     m, k, c = case.model, case.knobs, case.memory
     T, S = tokens(case), sequence_shards(case)
     message = HALF_BYTES * T * m.h / S

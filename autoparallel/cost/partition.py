@@ -45,7 +45,8 @@ def chunks(case: Case) -> Chunks:
     edge = np.where(divides, even, np.where(slots, (L + 2) / n - 1, np.floor(even)))
     if len(k.stage_table) == 1:
         return Chunks(first=edge, middle=middle, last=edge)
-    table = np.array([(s[0], max(s), s[-1]) if s else (0, 0, 0) for s in k.stage_table], dtype=float)
+    ends = [(s[0], max(s), s[-1]) if s else (0, 0, 0) for s in k.stage_table]
+    table = np.array(ends, dtype=np.float64)
     given = table[np.asarray(k.stages, dtype=np.intp)]
     uneven = np.asarray(k.stages) > 0
     return Chunks(

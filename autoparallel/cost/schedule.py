@@ -193,9 +193,7 @@ def _ranks(x: Stages, split: bool) -> list[_Rank]:
     ]
 
 
-def _one_chunk(
-    x: Stages, ranks: list[_Rank], c: Num, met: Num, plain: bool, slides: bool
-) -> Num:
+def _one_chunk(x: Stages, ranks: list[_Rank], c: Num, met: Num, plain: bool, slides: bool) -> Num:
     """1F1B and zero-bubble: reach the rank, m micro-batches with their stalls, the waits, leave.
 
     Waits: its first backward needs all ranks after it, and so does its last, while it has `ahead`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
@@ -29,20 +30,25 @@ _MULTIPLIER = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
 def per_combination(formula: Callable[[Case], Result]) -> Callable[[Case], Result]:
     """`formula`, computed once per distinct combination of the knobs it reads, and gathered.
 
-    Nobody declares those knobs: the rows that it is given note which columns it takes. Should it take
-    one that was not known to matter, the combinations are made anew with that one. Where model or GPU
-    differ from row to row, as in a file of runs, it is computed row by row.
+    Nobody declares those knobs: the rows that it is given note which columns it takes. Should it
+    take one that was not known to matter, the combinations are made anew with that one. Where model
+    or GPU differ from row to row, as in a file of runs, it is computed row by row.
     """
-    known: set[str] = set()
+    known: dict[tuple[bool, bool], set[str]] = defaultdict(set)
 
     @wraps(formula)
     def factored(case: Case) -> Result:
         if formula not in case.done:
-            case.done[formula] = _factored(formula, case, known)
+            case.done[formula] = _factored(formula, case, known[_kind(case)])
         result: Result = case.done[formula]
         return result
 
     return factored
+
+
+def _kind(case: Case) -> tuple[bool, bool]:
+    """What decides which knobs a formula reads: experts, and uneven stages."""
+    return bool(np.any(case.model.E)), len(case.knobs.stage_table) > 1
 
 
 def _factored(formula: Callable[[Case], Result], case: Case, known: set[str]) -> Result:
@@ -57,7 +63,8 @@ def _factored(formula: Callable[[Case], Result], case: Case, known: set[str]) ->
         rows = Rows(case.knobs, first)
         few = formula(replace(case, knobs=rows, machine=gathered(case.machine, first)))
         if rows.read <= set(names):
-            return gathered(few, inverse)
+            result: Result = gathered(few, inverse)
+            return result
         known.update(rows.read)
 
 
@@ -75,13 +82,13 @@ class Rows(Knobs):
         return column
 
     @property
-    def read(self) -> set[str]:
+    def read(self) -> frozenset[str]:
         """Names of the columns that were asked for."""
         return _NAMES & self.__dict__.keys()
 
 
 def combinations(columns: Sequence[Column]) -> tuple[Index, Index]:
-    """The first row of each distinct combination of `columns`, and for every row the number of its own.
+    """The first row of each distinct combination, and for every row the number of its own.
 
     Equal neighbours, of which a search space has many, are put together first.
     """
@@ -105,7 +112,7 @@ def _first_alike(columns: Sequence[Column]) -> Index:
     """For every row the first one with its key, found through a table of hashed keys."""
     key = sum(c * (w / np.abs(c).max()) for c, w in zip(columns, _WEIGHTS, strict=False))
     bits = np.asarray(key, dtype=np.float64).view(np.uint64)
-    size = 2 + int(len(bits)).bit_length()
+    size = 2 + len(bits).bit_length()
     table = np.empty(1 << size, dtype=np.intp)
     alike, rest = np.empty(len(bits), dtype=np.intp), np.arange(len(bits))
     multiplier = _MULTIPLIER
@@ -125,7 +132,7 @@ def gathered(result: Any, index: Index) -> Any:
         return result[index] if result.ndim else result
     if isinstance(result, tuple):
         return tuple(gathered(part, index) for part in result)
-    if is_dataclass(result):
+    if is_dataclass(result) and not isinstance(result, type):
         parts = {f.name: gathered(getattr(result, f.name), index) for f in fields(result)}
         return type(result)(**parts)
     return result

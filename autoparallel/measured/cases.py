@@ -1,4 +1,4 @@
-"""Measured rows as cases: what each row says, and what its framework's default is where it is silent.
+"""Measured rows as cases: what each row says, and its framework's default where it is silent.
 
 Rows are stacked into one case with a column for every number, so a file of thousands of runs of
 hundreds of models is a single evaluation.
@@ -134,7 +134,7 @@ def _pick(record: Record, index: NDArray[Any]) -> Record:
 
 
 def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
-    """The row's dimensions; what its columns cannot say comes from the catalog model of that name."""
+    """The row's dimensions; what it cannot say comes from the catalog model of that name."""
     moe = (run.num_moe_experts or 0) > 1
     heads = run.num_attention_heads
     ffn = run.ffn_hidden_size or 4 * run.hidden_size
@@ -244,8 +244,8 @@ def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
 def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     """Layers of every stage where the framework splits `by_cost`; empty for its even split.
 
-    Blocks weigh their parameters (embedding none, head the vocabulary matrix); a stage closes with the
-    block that passes its share. Source: huggingface/nanotron src/nanotron/models/base.py.
+    Blocks weigh their parameters (embedding none, head the vocabulary matrix); a stage closes with
+    the block that passes its share. Source: huggingface/nanotron src/nanotron/models/base.py.
     """
     if split != "by_cost" or stages == 1:
         return ()

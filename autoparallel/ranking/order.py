@@ -100,7 +100,7 @@ def _of_block(
     keep: int,
 ) -> _Kept:
     scores = evaluate(knobs)
-    closest = np.argmax(scores.fits_probability)[None]
+    closest = np.array([np.argmax(scores.fits_probability)])
     return _Kept(
         best=(_table(knobs, scores, _lowest(scores, objective, keep, cut)),),
         sample=(_table(knobs, scores, stratified(knobs, SAMPLED, quota)),),
@@ -159,7 +159,7 @@ def objective_column(scores: Scores, objective: str) -> NDArray[np.float64]:
 def _lowest(
     scores: Scores, objective: str, keep: int, cut: tuple[float, float]
 ) -> NDArray[np.intp]:
-    """The `keep` best of the fitting rows that are better than `cut`; of equal ones the thriftier."""
+    """The `keep` best fitting rows that are better than `cut`; of equal ones the thriftier."""
     value, used = objective_column(scores, objective), scores.memory_bytes
     better = (value < cut[0]) | ((value == cut[0]) & (used < cut[1]))
     rows = np.flatnonzero(better & (scores.fits_probability >= FITS))

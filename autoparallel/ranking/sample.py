@@ -14,10 +14,10 @@ _MULTIPLIER = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
 
 
 def stratified(knobs: Knobs, most: int, quota: int | None = None) -> NDArray[np.intp]:
-    """Rows of a sample of at most `most`: the same number of every (tp, pp, cp, ep) that has enough.
+    """Rows of a sample of at most `most`: as many of every (tp, pp, cp, ep) that has enough.
 
-    A row's luck depends on its knobs alone, so a sample of samples is the sample of the whole. `quota`
-    is a number beyond which no mesh is wanted, if one is known.
+    A row's luck depends on its knobs alone, so a sample of samples is the sample of the whole.
+    `quota` is a number beyond which no mesh is wanted, if one is known.
     """
     mesh = _strata(knobs)
     counts = np.bincount(mesh)
@@ -62,7 +62,7 @@ def _luck(knobs: Knobs) -> NDArray[np.float64]:
     """A number in [0, 1) that looks random and follows from a row's knobs."""
     bits = _mixed(knobs, [f.name for f in KNOB_FIELDS]).view(np.uint64) * _MULTIPLIER
     bits = (bits ^ (bits >> np.uint64(32))) * _MULTIPLIER
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed(knobs: Knobs, names: tuple[str, ...] | list[str]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from autoparallel.layout import Knobs
 from autoparallel.units import Num
 
 ROWS = 4 * FEWEST_ROWS
-TEXTS = ("tp1 pp1 mbs1 zero1", "tp2 pp4 mbs2 zero1 sp", "tp4 pp2 cp2 mbs1 zero1", "tp8 pp1 mbs4 zero1")
+TEXTS = ("tp1 pp1 mbs1 zero1", "tp2 pp4 mbs2 zero1 sp", "tp4 pp2 cp2 mbs1 zero1", "tp8 pp1 mbs4")
 
 
 def many(texts: tuple[str, ...] = TEXTS, rows: int = ROWS) -> Case:

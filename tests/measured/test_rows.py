@@ -130,7 +130,6 @@ def test_any_cell_is_read_or_refused(write, column, cell):
     text = ",".join(row) + "\n" + ",".join(row.values()) + "\n"
     try:
         (run,) = read_runs(write(text.encode("utf-8", "surrogatepass")))
-    except ProfileError as error:
-        assert "runs.csv" in str(error)
-    else:
-        assert getattr(run, column) is None or isinstance(getattr(run, column), (int, float, str))
+    except ProfileError:
+        return
+    assert isinstance(getattr(run, column), int | float | str | None)

@@ -12,9 +12,9 @@ from autoparallel.cost import unique
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import fits_probability, memory
 from autoparallel.cost.step import step_time
-from autoparallel.layout import KNOB_FIELDS, Knobs
+from autoparallel.layout import Knobs
 from autoparallel.planning import candidates_of, estimate
-from autoparallel.ranking import Ranked, Scores, Setting, cost_model, setting
+from autoparallel.ranking import Ranked, Scores, Setting, Table, cost_model, setting
 from autoparallel.request import training_request
 
 JOBS = {
@@ -23,7 +23,6 @@ JOBS = {
     "mixtral-8x7b": (256, "full"),
     "deepseek-v3": (2048, "default"),
 }
-NO_SEARCH = Ranked(best=None, sample=None, nearest_miss=None, evaluated=0, feasible=0)
 
 
 @cache
@@ -37,7 +36,7 @@ def random_candidates(model: str, rows: int = 1_000) -> tuple[Setting, Knobs]:
     return where, block.take(random.choice(block.size, rows, replace=False))
 
 
-def row_by_row(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, object], Case]:
+def row_by_row(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Every output of the formulas with nothing shared between rows."""
     monkeypatch.setattr(unique, "FEWEST_ROWS", 1 << 40)
     step, used = step_time(case), memory(case)
@@ -50,7 +49,7 @@ def row_by_row(case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, o
         "memory_bytes": used.total_bytes,
         "fits_probability": probability,
     }
-    return parts | whole, case
+    return parts | whole
 
 
 def predicted(scores: Scores, name: str) -> np.ndarray:
@@ -65,7 +64,7 @@ def predicted(scores: Scores, name: str) -> np.ndarray:
 def test_factored_evaluation_is_the_plain_one(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, knobs = random_candidates(model)
     scores = cost_model(where)(knobs)
-    plain, _ = row_by_row(where.case(knobs), monkeypatch)
+    plain = row_by_row(where.case(knobs), monkeypatch)
     for name, column in plain.items():
         np.testing.assert_allclose(predicted(scores, name), column, rtol=1e-9, err_msg=name)
 
@@ -98,8 +97,6 @@ def assert_estimates_agree(model: str, rows: range) -> None:
 
 def found_nothing(scores: Scores, knobs: Knobs) -> Ranked:
     """A finished search, so that an estimate does not search for its place."""
-    from autoparallel.ranking import Table
-
     best = Table(knobs=knobs, scores=scores)
     return Ranked(best=best, sample=None, nearest_miss=None, evaluated=1, feasible=best.size)
 
@@ -142,4 +139,3 @@ def test_columns_of_a_block_are_whole() -> None:
     scores = cost_model(where)(knobs)
     for name in ("iteration_s", "memory_bytes", "fits_probability"):
         assert getattr(scores, name).shape == (knobs.size,)
-    assert {f.name for f in KNOB_FIELDS} >= {"tp", "pp"}
