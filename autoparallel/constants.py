@@ -57,7 +57,7 @@ class Constants:
         20e-6, 2e-6, 400e-6, "wait for the slowest rank of a collective, beyond its isolated time"
     )
     hop_latency_s: Num = _constant(
-        3e-6, 0.2e-6, 12e-6, "time a ring that leaves the fast domain adds with every rank"
+        3e-6, 0.2e-6, 20e-6, "time a ring that leaves the fast domain adds with every rank"
     )
     tp_exposed: Num = _constant(
         0.7, 0.1, 1.6, "share of tensor-parallel communication that compute does not hide"
