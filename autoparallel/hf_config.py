@@ -130,7 +130,8 @@ def _architecture(c: _Config) -> str:
             f'"architectures": ["LlamaForCausalLM"], {nearest("", _READERS)}'
         )
     if word not in _READERS:
-        hint = nearest(word, _READERS)
+        # A similar name is a different model: say what is known, not what is nearest.
+        hint = nearest("", _READERS)
         raise catalog_error("architectures", word, "is not a modelled architecture", hint)
     return word
 

@@ -331,7 +331,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"architectures": ["LamaForCausalLM"]}, "did you mean 'LlamaForCausalLM'"),
+        ({"architectures": ["LamaForCausalLM"]}, "known: .*LlamaForCausalLM"),
         ({"architectures": None, "model_type": None}, "architectures: missing"),
         ({"hidden_size": None}, "hidden_size: missing"),
         ({"hidden_size": "4096"}, "hidden_size: '4096' is not an integer"),

@@ -188,6 +188,7 @@ def test_names_are_picked_by_override_as_by_flag(own_dir):
 
 def test_a_gpu_alone_picks_a_cluster_that_has_it(own_dir):
     assert request_of(own_dir, gpu="h100-sxm-80gb").cluster.name == "dgx-h100"
+    assert request_of(own_dir, gpu="a100-sxm-80gb").cluster.name == "dgx-a100-80gb"
     other = request_of(own_dir, gpu="h200-sxm-141gb").cluster
     assert other.gpu.name == "h200-sxm-141gb"
     assert other == catalog.cluster(other.name)

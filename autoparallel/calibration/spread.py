@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +73,3 @@ def layout_spread(
         if name and len(rows) >= 4:
             inside += list(np.abs(rows - np.median(rows)))
     return float(np.clip(1.4826 * np.median(inside), 0.01, 0.2)) if len(inside) >= 8 else default
-
-
-def as_mapping(spread: Spread) -> Mapping[str, float]:
-    """Rounded for a profile file."""
-    return {n: round(getattr(spread, n), 4) for n in (*PARTS, "layout")}

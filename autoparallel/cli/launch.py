@@ -18,7 +18,7 @@ def write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -
     """Write `launch/megatron-lm/args.txt` and `run.sh` into `folder`; returns their paths.
 
     Raises:
-        ConfigError: the framework or the layout has no launch files.
+        ConfigError: the framework, the layout or part of a node has no launch files.
     """
     own = Path(request.config_dir) if request.config_dir else None
     if framework(layout.framework, own).exporter != "megatron-lm":
@@ -29,9 +29,13 @@ def write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -
     generation = request.cluster.gpu.generation
     environment = {**megatron_lm.environment(layout, generation), **request.site.environment}
     per_node = min(request.cluster.gpus_per_node, request.num_gpus)
+    nodes, rest = divmod(request.num_gpus, per_node)
+    if rest:
+        rule = f"is not whole nodes of {per_node} GPUs, which torchrun starts"
+        raise bad_value("num_gpus", request.num_gpus, rule, f"use {nodes * per_node}")
     contents = {
         "args.txt": megatron_lm.text(arguments),
-        "run.sh": megatron_lm.script(environment, per_node, "args.txt"),
+        "run.sh": megatron_lm.script(environment, nodes, per_node, "args.txt"),
     }
     place = "launch/megatron-lm"
     return [files.write_text(folder, f"{place}/{name}", text) for name, text in contents.items()]

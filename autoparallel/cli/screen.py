@@ -135,8 +135,3 @@ def legend(parts: Mapping[str, float], of: str) -> list[Line]:
         if parts.get(name, 0.0) > 0.0005 * total
     ]
     return prose(f"step of {of}: " + ", ".join(named), "dim")
-
-
-def signed(value: float, digits: int) -> str:
-    """A difference with its sign."""
-    return f"{value:+.{digits}f}"

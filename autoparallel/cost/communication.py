@@ -1,9 +1,8 @@
 """Time of collectives and of the traffic each parallel dimension causes.
 
 Ranks are placed as Megatron places them: tensor parallel fastest, then context, data, pipeline. A
-group
-whose members lie `stride` apart has `domain / stride` of them behind the same fast links and leaves
-through as many network adapters at once. Ring forms: NCCL-tests PERFORMANCE.md.
+group whose members lie `stride` apart has `domain / stride` of them behind the same fast links and
+leaves through as many network adapters at once. Ring forms: NCCL-tests PERFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -25,12 +24,14 @@ class Group:
 
     Attributes:
         ranks: Members.
+        per_domain: Members behind the same fast links.
         bandwidth_bytes_per_s: Bus bandwidth of a ring through all of them, per rank and direction.
         latency_s: Time of one collective of no bytes.
         crosses: 1 where the group leaves the fast domain.
     """
 
     ranks: Num
+    per_domain: Num
     bandwidth_bytes_per_s: Num
     latency_s: Num
     crosses: Num
@@ -53,6 +54,7 @@ def group(case: Case, ranks: Num, stride: Num) -> Group:
     hops = machine.intra_latency_s * (per_domain - 1) + c.hop_latency_s * (ranks - 1) * crosses
     return Group(
         ranks=ranks,
+        per_domain=per_domain,
         bandwidth_bytes_per_s=np.where(crosses > 0, np.minimum(inter, intra), intra),
         latency_s=(c.collective_latency_s + hops) * (np.asarray(ranks) > 1),
         crosses=crosses,
@@ -92,12 +94,11 @@ def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
     """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
 
     Copies for ranks outside the domain leave through the rank's own adapter, once per remote
-    domain a
-    token goes to (DeepEP and HybridEP forward inside the domain); copies inside use the fast links.
+    domain a token goes to (DeepEP and HybridEP forward inside the domain); copies inside use the
+    fast links.
     """
-    inside = np.minimum(case.machine.domain_gpus, g.ranks)
     c, machine = case.constants, case.machine
-    domains = np.ceil(g.ranks / inside)
+    domains = np.ceil(g.ranks / g.per_domain)
     reached = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
     local = message_bytes * (g.ranks - 1) / g.ranks
     remote = message_bytes / np.maximum(copies, 1.0) * reached

@@ -21,6 +21,9 @@ SHORT_K, SHORT_K_8_BIT = 100.0, 240.0
 """Inner dimension at which a product reaches half its rate: fitted to isolated GEMMs of A100 (111),
 H100 (93) and H200 (74) in 16 bit, and of H100 (243) and H200 (213) in fp8
 (benchmarks/operators.py)."""
+FOUR_BIT_SHARE = 0.75
+"""Share of peak of a large nvfp4 product over that of an fp8 one on B200: .36-.38 against .47-.51
+(ai-dynamo/aiconfigurator GEMM tables)."""
 Passes: TypeAlias = NDArray[np.float64]
 """Seconds of the forward and of the backward pass, [2] or [2, N]."""
 UNFUSED_SCORE_BYTES, UNFUSED_BACKWARD_BYTES = 13.0, 20.0
@@ -80,7 +83,10 @@ def gemm_s(m: Num, n: Num, k: Num, case: Case, narrow: bool = True) -> Num:
     waves = np.ceil(m / TILE_M) * np.ceil(n / TILE_N) / machine.sms
     ramp = (waves + c.gemm_ramp_waves) / np.maximum(waves, 1e-9)
     short = 1 + np.where(cast, SHORT_K_8_BIT, SHORT_K) / np.maximum(k, 1.0)
-    rate = np.where(cast, machine.peak_flops_per_s * c.fp8_efficiency, machine.bf16_flops_per_s)
+    four_bit = machine.peak_flops_per_s > 3 * np.asarray(machine.bf16_flops_per_s)
+    eight_bit = machine.peak_flops_per_s * c.fp8_efficiency
+    narrow_rate = eight_bit * np.where(four_bit, FOUR_BIT_SHARE, 1.0)
+    rate = np.where(cast, narrow_rate, machine.bf16_flops_per_s)
     moved_s = HALF_BYTES * (m * n + m * k + k * n) / machine.memory_bandwidth_bytes_per_s
     return np.maximum(2 * m * n * k * ramp * short / (rate * c.gemm_efficiency), moved_s)
 

@@ -219,6 +219,10 @@ def fsdp_s(case: Case) -> Num:
     return total * np.where(np.asarray(case.knobs.zero) == 3, 1.0, 0.0)
 
 
+LAUNCHED = np.array([1.0, 0.6, 0.7, 0.7, 0.1])
+"""Assumed: share of a layer's launches that stays with the host, by entry of `GRAPH_SCOPES`."""
+
+
 def layer_time(case: Case) -> LayerTime:
     """One average layer."""
     c, k = case.constants, case.knobs
@@ -234,7 +238,7 @@ def layer_time(case: Case) -> LayerTime:
     pipelined = np.where(np.asarray(k.pp) > 1, 1.0, 0.0)
     tp_growth = c.launch_tp_factor + c.launch_tp_pp_factor * pipelined
     host = c.launch_s_per_layer * (1 + tp_growth * np.log2(k.tp)) * moe
-    host = host * (1 + whole / 3)
+    host = host * (1 + whole / 3) * np.take(LAUNCHED, np.asarray(k.graph, dtype=np.intp))
     busy = smooth_max(gpu, host, squarings=3)
     gather = fsdp_s(case)
     exposed = c.gather_exposed * gather + (1 - np.minimum(c.gather_exposed, 1)) * (
@@ -297,15 +301,31 @@ def bucketed_s(case: Case, message_bytes: Num, group: comm.Group) -> Num:
     return comm.all_gather_s(message_bytes, group, case) + more * group.latency_s
 
 
+HOST_LINK_BYTES_PER_S = 25e9
+"""Assumed: what a PCIe 4 x16 link carries each way for one GPU."""
+HOST_MEMORY_BYTES_PER_S = 20e9
+"""Assumed: one GPU's eighth of a two-socket host's memory bandwidth under CPU Adam."""
+
+
 @per_combination
 def optimizer_s(case: Case) -> Num:
-    """Adam: 16 bytes read and 14 written a parameter, sharded from ZeRO-1; gradients read again."""
+    """Adam: 16 bytes read and 14 written a parameter, sharded from ZeRO-1; gradients read again.
+
+    An offloaded share goes down and up the host link and through the host's memory instead.
+    """
     k = case.knobs
     layers = chunks(case).middle * k.vpp
     params = rank_parameters(case, layers, 1.0 + single_stage(case) * (1 - case.model.tied)).total
     sharded = np.where(np.asarray(k.zero) >= 1, k.dp * k.cp, 1.0)
-    moved = params * (30.0 / sharded + 2 * k.grad_bytes * np.where(np.asarray(k.zero) == 3, 0, 1))
-    return moved / (0.8 * case.machine.memory_bandwidth_bytes_per_s)
+    own = params / sharded
+    again = 2 * k.grad_bytes * params * np.where(np.asarray(k.zero) == 3, 0, 1)
+    moved = 30.0 * own * (1 - k.offload) + again
+    on_host = (
+        k.offload
+        * own
+        * ((k.grad_bytes + HALF_BYTES) / HOST_LINK_BYTES_PER_S + 30.0 / HOST_MEMORY_BYTES_PER_S)
+    )
+    return moved / (0.8 * case.machine.memory_bandwidth_bytes_per_s) + on_host
 
 
 def stages(case: Case, layer: LayerTime) -> Stages:

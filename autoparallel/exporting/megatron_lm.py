@@ -138,22 +138,28 @@ def environment(layout: Layout, generation: str) -> dict[str, str]:
     return found
 
 
-def script(environment: Mapping[str, str], gpus_per_node: int, arguments_file: str) -> str:
+def script(
+    environment: Mapping[str, str], num_nodes: int, gpus_per_node: int, arguments_file: str
+) -> str:
     """A bash script that starts the job on one node; run it on every node.
 
     `NNODES`, `NODE_RANK`, `MASTER_ADDR`, `MASTER_PORT` and `MEGATRON_LM` (the checkout) come from
-    its environment; one node needs only the last.
+    its environment: one node needs only the last, several also their number and the first's
+    address. The arguments are read from `arguments_file` beside the script, wherever it is started.
     """
+    several = num_nodes > 1
+    node = "NODE_RANK:?the number of this node, from 0" if several else "NODE_RANK:-0"
+    master = "MASTER_ADDR:?the address of node 0" if several else "MASTER_ADDR:-localhost"
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
         "#!/usr/bin/env bash",
         f"# Arguments are for Megatron-LM {VERSION}; other versions rename flags.",
         "set -euo pipefail",
         *exports,
-        f"mapfile -t arguments < {shlex.quote(arguments_file)}",
-        'exec torchrun --nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" \\',
+        f'mapfile -t arguments < "$(dirname "${{BASH_SOURCE[0]}}")"/{shlex.quote(arguments_file)}',
+        f'exec torchrun --nnodes "${{NNODES:-{num_nodes}}}" --node-rank "${{{node}}}" \\',
         f"  --nproc-per-node {gpus_per_node} \\",
-        '  --master-addr "${MASTER_ADDR:-localhost}" --master-port "${MASTER_PORT:-29500}" \\',
+        f'  --master-addr "${{{master}}}" --master-port "${{MASTER_PORT:-29500}}" \\',
         '  "${MEGATRON_LM:?the Megatron-LM checkout}/pretrain_gpt.py" "${arguments[@]}"',
     ]
     return "\n".join(lines) + "\n"

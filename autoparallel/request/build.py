@@ -168,9 +168,13 @@ def _said(
 
 
 def _cluster_of(gpu: str, default: str, config_dir: Path | None) -> str:
-    """The default cluster if it has that GPU, else the first in the catalog, else the default."""
+    """The default cluster if it has that GPU, else NVIDIA's own system, else the first that has.
+
+    A GPU in no cluster of the catalog is put into the default one.
+    """
     wanted = catalog.gpu(gpu, config_dir).name
-    for name in (default, *catalog.names("cluster", config_dir)):
+    others = sorted(catalog.names("cluster", config_dir), key=lambda n: not n.startswith("dgx-"))
+    for name in (default, *others):
         if catalog.cluster(name, config_dir).gpu.name == wanted:
             return name
     return default

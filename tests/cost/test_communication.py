@@ -210,6 +210,22 @@ def test_exchange_between_domains_is_slower_than_inside() -> None:
     assert np.all(across > 2 * np.asarray(inside))
 
 
+def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
+    """Two neighbours share fast links; two ranks a domain apart share none."""
+    near, far = exchange(1e9, 2.0, 1.0), exchange(1e9, 2.0, 8.0)
+    half = 1e9 / 2 * (1 - (1 - 1 / 2) ** 2)
+    assert np.all(far > np.asarray(near))
+    np.testing.assert_allclose(
+        np.asarray(far) - comm.group(OF, 2.0, 8.0).latency_s, half / comm.inter_bytes_per_s(OF)
+    )
+
+
+def test_experts_split_in_four_exchange_across_nodes() -> None:
+    of = case(["tp4 ep4 etp1 mbs1", "tp4 ep4 etp4 mbs1"], model=MOE)
+    whole, split = comm.all_to_all_s(1e9, 2.0, comm.ep_group(of), of)
+    assert split > 2 * whole
+
+
 def test_rows_do_not_know_each_other() -> None:
     of = case([f"tp{n} mbs1" for n in (1, 2, 4, 8, 16)])
     columns = comm.all_reduce_s(1e8, comm.tp_group(of), of)

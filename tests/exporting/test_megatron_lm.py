@@ -415,7 +415,7 @@ def test_script_hands_the_arguments_over_unchanged(tmp_path: Path) -> None:
     fake = tmp_path / "torchrun"
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$A_VALUE" "$@"\n')
     fake.chmod(0o755)
-    body = script({"A_VALUE": "x y'z"}, 8, str(tmp_path / "my args.txt"))
+    body = script({"A_VALUE": "x y'z"}, 1, 8, "my args.txt")
     (tmp_path / "run.sh").write_text(body)
     shown = subprocess.run(
         ["bash", str(tmp_path / "run.sh")],
@@ -436,6 +436,31 @@ def test_script_hands_the_arguments_over_unchanged(tmp_path: Path) -> None:
         "$HOME 'q'",
     ]
     assert "core_v0.16.1" in body
+
+
+def test_script_of_several_nodes_asks_which_this_is(tmp_path: Path) -> None:
+    (tmp_path / "args.txt").write_text("--a\n")
+    (tmp_path / "torchrun").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "run.sh").write_text(script({}, 128, 8, "args.txt"))
+
+    def started(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(tmp_path / "run.sh")],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MEGATRON_LM": "/m", **variables},
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+
+    known = {"NODE_RANK": "3", "MASTER_ADDR": "node0"}
+    for missing in known:
+        refused = started(**{k: v for k, v in known.items() if k != missing})
+        assert refused.returncode != 0
+        assert missing in refused.stderr
+    assert started(**known).stdout.startswith(
+        "--nnodes 128 --node-rank 3 --nproc-per-node 8 --master-addr node0"
+    )
 
 
 # --- real megatron-core: the same fields arrive

@@ -131,7 +131,7 @@ def test_a_block_is_evaluated_on_few_rows(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(unique, "combinations", counted)
     cost_model(where)(block)
     outer = [few for few, rows in sizes if rows == block.size]
-    assert min(outer) < block.size / 5
+    assert min(outer) < block.size / 4
 
 
 def test_columns_of_a_block_are_whole() -> None:
