@@ -119,9 +119,9 @@ class Layout:
         for word in text.split():
             name = _word_name(word)
             if name not in _WORDS:
-                raise ConfigError(
-                    f"layout: unknown word {word!r} in {text!r}; {nearest(name, _WORDS)}"
-                )
+                follows = "the data-parallel size follows from the number of GPUs, leave it out"
+                hint = follows if name == "dp" else nearest(name.lower(), _WORDS)
+                raise ConfigError(f"layout: unknown word {word!r} in {text!r}; {hint}")
             read = _WORDS[name][1](word)
             if repeated := values.keys() & read.keys():
                 raise ConfigError(f"layout: {word!r} sets {sorted(repeated)[0]} a second time")

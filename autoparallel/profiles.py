@@ -1,7 +1,7 @@
 """Calibrated profiles: the constants of a framework on a GPU generation, read from `profiles/`.
 
-`calibration` finds the profile of a family, or borrows its nearest relative's, says so and widens
-it.
+`calibration` finds the profile of a family, or borrows its nearest relative's, says so and
+widens it.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
     """The calibration of framework `family` on GPUs of `generation`, from `folder`/training.
 
     Without a profile of its own it borrows: a related framework on the same GPU generation, then
-    the
-    same framework on the nearest generation, then relatives there, then the constants of everything
-    measured. A borrowed one says `assumed` and is wider.
+    the same framework on the nearest generation, then relatives there, then the constants of
+    everything measured. A borrowed one says `assumed` and is wider.
 
     Raises:
         ProfileError: a profile file that does not parse.

@@ -181,11 +181,17 @@ def test_a_chunked_schedule_can_be_named_otherwise() -> None:
         ("offlod=opt1", "offload"),
         ("stage=8", "stages"),
         ("zer1", "zero"),
+        ("TP8", "tp"),
     ],
 )
 def test_an_unknown_word_names_its_nearest(word: str, near: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown word '{word}'.*did you mean '{near}'"):
         Layout.parse(f"pp2 {word}")
+
+
+def test_the_data_parallel_size_is_not_written() -> None:
+    with pytest.raises(ConfigError, match="unknown word 'dp8'.*follows from the number of GPUs"):
+        Layout.parse("tp8 dp8")
 
 
 def test_a_word_like_no_other_gets_the_list() -> None:

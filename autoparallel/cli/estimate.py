@@ -94,6 +94,7 @@ def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[scr
     lines += plan_view.entry_table([label], [entry])
     if quiet:
         return lines
+    lines += plan_view.peak_note(entry)
     lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
     if answer.place is not None:
         fits = (entry.fits_probability or 0.0) >= common.FITS

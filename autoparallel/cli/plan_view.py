@@ -54,6 +54,13 @@ def entry_table(
     return out
 
 
+def peak_note(entry: PlanEntry) -> list[Line]:
+    """What the MFU column counts against, where a reader could take it for a narrower peak."""
+    if entry.layout.precision in ("bf16", "fp16"):
+        return []
+    return screen.prose("MFU % is of the dense bf16 peak, whatever the precision.", "dim")
+
+
 def _within(numbers: list[Column], room: int) -> list[Column]:
     """The columns that fit beside each other; the least needed go first."""
     kept = list(numbers)

@@ -131,6 +131,7 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
     if quiet:
         return table
     lines = [*screen.prose(common.first_line(request)), *table]
+    lines += plan_view.peak_note(winner)
     lines += screen.legend(winner.parts or {}, "1")
     lines += plan_view.decision(plan, equal, request.cluster.gpu.memory_bytes)
     lines += plan_view.runner_up(plan)

@@ -28,8 +28,7 @@ Passes: TypeAlias = NDArray[np.float64]
 """Seconds of the forward and of the backward pass, [2] or [2, N]."""
 UNFUSED_SCORE_BYTES, UNFUSED_BACKWARD_BYTES = 13.0, 20.0
 """Traffic per attention score, unfused. Forward: written by the product (2), softmax (4), dropout
-and
-its mask (5), read by the second product (2). Backward: both products (8), dropout (5), softmax
+and its mask (5), read by the second product (2). Backward: both products (8), dropout (5), softmax
 (6), 1."""
 
 
@@ -162,10 +161,9 @@ def head_width_factor(d: Num) -> Num:
 def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
     """Norms, residuals, rope and activation of one layer: (forward, backward).
 
-    Bytes a token, 16 bit: a norm reads and writes h (4 h) and reads twice, writes once backward (6
-    h);
-    bias, dropout and residual 7 h and 5 h; rope 4 a q, k, v element each way; the activation reads
-    its k - 1 inputs and writes one (2 k f), backward reads k and writes k - 1 (4 k - 2) f.
+    Bytes a token, 16 bit: a norm reads and writes h (4 h) and reads twice, writes once backward
+    (6 h); bias, dropout and residual 7 h and 5 h; rope 4 a q, k, v element each way; the activation
+    reads its k - 1 inputs and writes one (2 k f), backward reads k and writes k - 1 (4 k - 2) f.
     """
     m, k, c = case.model, case.knobs, case.constants
     qkv = (m.a * m.d_qk + m.g * (m.d_qk + m.d_v)) / k.tp

@@ -252,7 +252,8 @@ class LayerActivations:
     expert_inner: Num
     expert_activated: Num
     expert_tokens: Num
-    """Dispatched tokens, expert inputs and outputs, and router scores."""
+    """Dispatched tokens as expert inputs, and router scores. Outputs are not kept: Megatron-Core
+    0.16.1 weighs tokens before the second expert matrix."""
     copies: Num
     """What unfused kernels keep besides, and inputs kept gathered."""
 
@@ -296,7 +297,7 @@ def layer_activations(case: Case) -> LayerActivations:
         shared_inner=T * f_s * (HALF_BYTES * (m.k - 1) + gemm_input),
         expert_inner=HALF_BYTES * arriving * (m.k - 1) * f_e,
         expert_activated=gemm_input * arriving * f_e,
-        expert_tokens=arriving * m.h * (gemm_input + HALF_BYTES) + 8 * T / t * m.E * moe,
+        expert_tokens=arriving * m.h * gemm_input + 8 * T / t * m.E * moe,
         copies=plain * HALF_BYTES * (T * (f + f_s + 2 * m.h / S) + arriving * f_e)
         + gathered * 2 * HALF_BYTES * T * m.h,
     )

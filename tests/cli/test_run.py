@@ -162,6 +162,22 @@ def test_a_layout_megatron_cannot_launch_still_has_a_plan(run, tmp_path):
     assert load_plan(tmp_path / "x").entries
 
 
+@pytest.mark.parametrize(("precision", "noted"), [("bf16", False), ("fp8", True)])
+def test_the_peak_behind_mfu_is_named_where_it_surprises(run, precision, noted):
+    job = ("--model", "gpt-tiny", "--gpus", "2", "--precision", precision)
+    _, out, _ = run("search", *job)
+    assert ("MFU % is of the dense bf16 peak" in out) == noted
+
+
+def test_part_of_a_node_has_a_plan_but_no_launch_files(run, tmp_path):
+    job = ("--model", "gpt-tiny", "--gpus", "12", "--global-batch-size", "12", "--seq-length", "64")
+    code, _, err = run("search", *job, "--out", tmp_path / "x")
+    assert code == 0
+    assert "no launch files: num_gpus: 12 is not whole nodes of 8 GPUs" in err
+    assert load_plan(tmp_path / "x").entries
+    assert not (tmp_path / "x" / "launch").exists()
+
+
 def test_export_writes_the_rank_asked_for_with_the_sites_settings(run, tmp_path):
     own = tmp_path / "own" / "site"
     own.mkdir(parents=True)
