@@ -190,7 +190,7 @@ def test_an_unknown_word_names_its_nearest(word: str, near: str) -> None:
 
 
 def test_the_data_parallel_size_is_not_written() -> None:
-    with pytest.raises(ConfigError, match="unknown word 'dp8'.*follows from the number of GPUs"):
+    with pytest.raises(ConfigError, match=r"unknown word 'dp8'.*follows from the number of GPUs"):
         Layout.parse("tp8 dp8")
 
 
