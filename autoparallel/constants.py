@@ -33,7 +33,7 @@ class Constants:
         0.40, 0.1, 0.8, "share of the bf16 peak that attention reaches"
     )
     memory_traffic: Num = _constant(
-        1.2, 0.6, 4.0, "bytes moved by memory-bound operators over the ideal count"
+        1.2, 1.0, 4.0, "bytes moved by memory-bound operators over the ideal count"
     )
     launch_s_per_layer: Num = _constant(
         2.0e-3, 0.2e-3, 8e-3, "host time to launch one layer's forward and backward"

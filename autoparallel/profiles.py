@@ -61,6 +61,7 @@ RELATIVES: Mapping[str, tuple[str, ...]] = {
     "nemo": ("megatron",),
     "nemo-early": ("nemo", "megatron"),
     "megatron": ("nemo",),
+    "zero-bubble": ("megatron", "nemo"),
     "yafsdp": ("fsdp", "nemo"),
     "paxml": ("fsdp", "nemo"),
     "aleph-alpha": ("megatron", "nemo"),
