@@ -11,6 +11,9 @@ from typing import Any
 
 from autoparallel.units import Num
 
+FITS = 0.5
+"""P(fits) from which a layout is called fitting."""
+
 
 def _constant(prior: float, low: float, high: float, meaning: str) -> Any:
     return field(default=prior, metadata={"low": low, "high": high, "meaning": meaning})

@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Pass = Literal["forward", "dgrad", "wgrad"]
 AttentionPass = Literal["forward", "backward"]
 Precision = Literal["bf16", "fp8"]
+PASSES: tuple[AttentionPass, ...] = ("forward", "backward")
 
 MAX_FILE_BYTES = 200_000
 WIRE_FACTOR = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
@@ -257,6 +258,16 @@ class AttentionTable:
         half = np.interp(head_dim, self.head_dims, self.half_waves[pass_])
         waves = heads * seq_length / 128.0 / self.streaming_multiprocessors
         return _bilinear(table, row, column) * waves / (waves + half)
+
+    def length_factor(self, seq_length: Num) -> Num:
+        """Efficiency at a length over that at 4,096, of both passes together, head width 128."""
+        share = {p: self._saturated(seq_length, p) / self._saturated(4096.0, p) for p in PASSES}
+        return 3.5 / (1.0 / share["forward"] + 2.5 / share["backward"])
+
+    def _saturated(self, seq_length: Num, pass_: AttentionPass) -> Num:
+        columns = np.arange(self.log2_seq.size, dtype=np.float64)
+        column = np.interp(np.log2(seq_length), self.log2_seq, columns)
+        return _bilinear(self.efficiency_of[pass_], np.zeros_like(column), column)
 
     def seconds(
         self, seq_length: Num, heads: Num, d_qk: Num, d_v: Num, pass_: AttentionPass = "forward"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from autoparallel import catalog
-from autoparallel.constants import MemoryConstants
+from autoparallel.constants import FITS, MemoryConstants
 from autoparallel.cost.goodput import run
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.errors import bad_value
@@ -29,7 +29,6 @@ from autoparallel.model import flops_per_token
 from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry, Provenance
 from autoparallel.profiles import Calibration
 from autoparallel.ranking import (
-    FITS,
     Ranked,
     Scores,
     Setting,

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from autoparallel import planning
+from autoparallel.constants import FITS
 from autoparallel.layout import Layout
 from autoparallel.plan import Estimate, Plan
-from autoparallel.ranking import FITS, Ranked
+from autoparallel.ranking import Ranked
 from autoparallel.request import TrainingRequest, training_request
 from autoparallel.units import GIB
 

@@ -280,6 +280,15 @@ def test_attention_time_grows_with_length_and_heads(tables, gpu, pass_):
     assert np.all((share > 0) & (share < 0.8))
 
 
+@pytest.mark.parametrize("gpu", OWN + BORROWED)
+def test_length_factor_is_one_at_4096_and_work_still_grows(tables, gpu):
+    lengths = 2.0 ** np.linspace(7, 18, 221)
+    factor = tables[gpu].attention.length_factor(lengths)
+    assert tables[gpu].attention.length_factor(4096.0) == pytest.approx(1.0)
+    assert np.all(factor > 0)
+    assert np.all(np.diff(lengths**2 / factor) > 0)
+
+
 def test_spot_attention(tables):
     """Half of SimuMax's unmasked 1.187 at s=4096, 64 heads of 128 on A100-PCIe."""
     share = tables["a100-sxm-80gb"].attention.efficiency(4096.0, 64.0, 128.0)

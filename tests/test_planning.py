@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from autoparallel import planning
+from autoparallel.constants import FITS
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout, knobs
 from autoparallel.plan import Plan, PlanEntry
-from autoparallel.ranking import FITS, setting
+from autoparallel.ranking import setting
 from autoparallel.ranking.short_list import MESH, SAME_MESH
 from autoparallel.request import TrainingRequest, training_request
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autoparallel import planning
+from autoparallel.constants import FITS
 from autoparallel.layout import Layout
-from autoparallel.ranking import FITS
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recommended.py"
 

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from autoparallel.request import TrainingRequest
 
-FITS = 0.5
-"""Probability from which a layout is called fitting."""
-
 ModelFlag: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -83,6 +83,7 @@ def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: b
 
 def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[screen.Line]:
     from autoparallel.cli import plan_view
+    from autoparallel.constants import FITS
 
     entry = answer.entry
     lines = [] if quiet else screen.prose(common.first_line(request))
@@ -97,7 +98,7 @@ def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[scr
     lines += plan_view.peak_note(entry)
     lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
     if answer.place is not None:
-        fits = (entry.fits_probability or 0.0) >= common.FITS
+        fits = (entry.fits_probability or 0.0) >= FITS
         place = f"{answer.place.rank - 1:,} of the {answer.place.of:,} layouts that fit are better"
         short = "" if fits else "it would not fit; "
         lines += screen.prose(f"{short}{place}.", "" if fits else "yellow")

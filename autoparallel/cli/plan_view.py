@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
-from autoparallel.cli.common import FITS
 from autoparallel.cli.screen import Column, Line, firm, prose
+from autoparallel.constants import FITS
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:

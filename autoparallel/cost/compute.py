@@ -138,7 +138,8 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     windowed = np.minimum(np.where(np.asarray(m.window) > 0, m.window, m.s), span)
     keys = span * (1 - m.window_fraction) + windowed * m.window_fraction
     flash_flops = 2 * rows * keys * (m.d_qk + m.d_v)
-    rate = c.attention_efficiency * head_width_factor((m.d_qk + m.d_v) / 2)
+    longer = case.look_up(lambda o, s: o.attention.length_factor(s), m.s)
+    rate = c.attention_efficiency * head_width_factor((m.d_qk + m.d_v) / 2) * longer
     flash_s = flash_flops / (machine.bf16_flops_per_s * rate)
     full_flops = 2 * rows * m.s * (m.d_qk + m.d_v)
     matmul_s = full_flops / (machine.bf16_flops_per_s * c.gemm_efficiency * 0.7)

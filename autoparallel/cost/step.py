@@ -163,12 +163,28 @@ def recompute_s(case: Case, ops: Operators) -> Num:
 
 @per_combination
 def tp_forward_s(case: Case) -> Num:
-    """Tensor-parallel traffic of one layer's forward: 2 all-reduces or their halves."""
-    g = comm.tp_group(case)
-    message = tokens(case) * case.model.h * HALF_BYTES
-    reduced = comm.all_reduce_s(message, g, case)
-    split = 2 * comm.all_gather_s(message, g, case)
-    return 2 * np.where(np.asarray(case.knobs.sp) > 0, split, reduced)
+    """Tensor-parallel traffic of one layer's forward.
+
+    Attention and a dense MLP reduce once each, as an all-reduce or its two halves. Experts take the
+    MLP's place: their tokens stay split by sequence, gathered and reduced only over the
+    expert-tensor group; a shared expert reduces as a dense MLP does.
+    """
+    m, k = case.model, case.knobs
+    message = tokens(case) * m.h * HALF_BYTES
+    once = reduced_s(case, message, comm.tp_group(case))
+    if not np.any(m.E):
+        return 2 * once
+    moe, shared = m.L_moe / m.L, np.where(np.asarray(m.f_s) > 0, 1.0, 0.0)
+    routed = message / k.tp * m.K * k.etp
+    experts = 2 * comm.all_gather_s(routed, comm.group(case, k.etp, 1.0), case)
+    return once * (2 - moe * (1 - shared)) + experts * moe * (k.etp > 1)
+
+
+def reduced_s(case: Case, message_bytes: Num, group: comm.Group) -> Num:
+    """A sum over tensor-parallel ranks; with sequence parallelism as scatter and gather."""
+    whole = comm.all_reduce_s(message_bytes, group, case)
+    halves = 2 * comm.all_gather_s(message_bytes, group, case)
+    return np.where(np.asarray(case.knobs.sp) > 0, halves, whole)
 
 
 @per_combination

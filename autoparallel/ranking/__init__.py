@@ -7,7 +7,6 @@ live trials); returns the best in order, with how sure that order is and why oth
 from autoparallel.ranking.chances import best_probability, sampled_times, ties
 from autoparallel.ranking.evaluation import Evaluate, Scores, Setting, cost_model, setting
 from autoparallel.ranking.order import (
-    FITS,
     Ranked,
     Table,
     evaluated_blocks,
@@ -17,7 +16,6 @@ from autoparallel.ranking.order import (
 from autoparallel.ranking.short_list import short_list
 
 __all__ = [
-    "FITS",
     "Evaluate",
     "Ranked",
     "Scores",

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory
 from autoparallel.cost.step import StepTime
 from autoparallel.cost.unique import gathered
@@ -21,8 +22,6 @@ from autoparallel.ranking.sample import largest_stratum, stratified
 Block = TypeVar("Block")
 Result = TypeVar("Result")
 
-FITS = 0.5
-"""Probability from which a layout is called fitting."""
 KEPT = 20_000
 SAMPLED = 20_000
 WORKERS = 2

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from autoparallel.constants import FITS
 from autoparallel.layout import MEGATRON_OVERLAPS, OVERLAPS, Layout, knobs
 from autoparallel.ranking.evaluation import Setting, cost_model
-from autoparallel.ranking.order import FITS
 from autoparallel.rules import RuleCase, explain, limits, violations
 
 

@@ -111,9 +111,13 @@ def _settled(
         _cite(_mapping(config, entry), entry, changes)
     model = _model(chosen, config, own)
     workload = _workload(config, job, model)
+    cluster = _cluster(chosen, config, own)
+    if _text(config, "objective") == "cost_usd" and cluster.usd_per_gpu_hour is None:
+        hint = "give cluster.usd_per_gpu_hour=2.5"
+        raise bad_value("objective", "cost_usd", f"needs a price, {cluster.name} has none", hint)
     return {
         "model": model,
-        "cluster": _cluster(chosen, config, own),
+        "cluster": cluster,
         **{key: _text(config, key) for key in SCALARS},
         **{key: value for key, (value, _) in workload.items()},
         "space_name": chosen["space"],
@@ -170,14 +174,15 @@ def _said(
 def _cluster_of(gpu: str, default: str, config_dir: Path | None) -> str:
     """The default cluster if it has that GPU, else NVIDIA's own system, else the first that has.
 
-    A GPU in no cluster of the catalog is put into the default one.
+    Raises:
+        ConfigError: no cluster of the catalog has that GPU, so its links are unknown.
     """
     wanted = catalog.gpu(gpu, config_dir).name
     others = sorted(catalog.names("cluster", config_dir), key=lambda n: not n.startswith("dgx-"))
     for name in (default, *others):
         if catalog.cluster(name, config_dir).gpu.name == wanted:
             return name
-    return default
+    raise bad_value("gpu", gpu, "is in no cluster of the catalog", "name its node with --cluster")
 
 
 def _reaches(override: Override, entry: str) -> bool:

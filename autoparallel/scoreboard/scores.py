@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoparallel.constants import FITS
+
 Column = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Block = dict[str, Any]
 
 MIN_LAYOUTS_TO_RANK = 4
 MIN_ROWS_FOR_MACRO = 3
-FITS = 0.5
-"""P(fits) from which a row is called fitting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

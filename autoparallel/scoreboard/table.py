@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from autoparallel.constants import FITS
 from autoparallel.measured.cases import Reading
 from autoparallel.scoreboard.predictions import Predictions
 from autoparallel.scoreboard.scores import (
-    FITS,
     MIN_LAYOUTS_TO_RANK,
     Block,
     Column,

@@ -9,11 +9,12 @@ from functools import cache
 import numpy as np
 import pytest
 
+from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory
 from autoparallel.cost.step import StepTime
 from autoparallel.layout import KNOB_FIELDS, Knobs
 from autoparallel.planning import candidates_of
-from autoparallel.ranking import FITS, Scores, Setting, cost_model, order, ranked, setting
+from autoparallel.ranking import Scores, Setting, cost_model, order, ranked, setting
 from autoparallel.request import training_request
 from autoparallel.space import candidates
 from autoparallel.space.spec import SpaceSpec

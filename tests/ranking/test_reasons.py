@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoparallel.constants import FITS
 from autoparallel.layout import Layout
 from autoparallel.planning import estimate, searched, solved
-from autoparallel.ranking import FITS, setting
+from autoparallel.ranking import setting
 from autoparallel.ranking.reasons import (
     bought,
     changes,

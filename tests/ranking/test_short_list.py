@@ -11,10 +11,11 @@ from cases import BATCH, NUM_GPUS, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory, memory
 from autoparallel.cost.step import step_time
 from autoparallel.layout import KNOB_FIELDS, Knobs, Layout, knobs
-from autoparallel.ranking import FITS, Scores, ranked, short_list
+from autoparallel.ranking import Scores, ranked, short_list
 from autoparallel.ranking.short_list import MESH, SAME_MESH, differing
 
 SIZES = st.sampled_from([1, 2, 4, 8])
