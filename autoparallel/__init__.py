@@ -49,19 +49,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The public object `name`, imported now; `__version__` is looked up now."""
     if name == "__version__":
-        return _version()
+        return import_module("autoparallel.versions").version_of()
     if name not in _HOMES:
         raise AttributeError(f"module 'autoparallel' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("autoparallel-planner")
-    except PackageNotFoundError:  # a checkout on the path, not installed
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

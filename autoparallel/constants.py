@@ -13,6 +13,8 @@ from autoparallel.units import Num
 
 FITS = 0.5
 """P(fits) from which a layout is called fitting."""
+NORMAL_90 = 1.645
+"""Standard deviations of a normal distribution from its middle to its 95th percentile."""
 
 
 def _constant(prior: float, low: float, high: float, meaning: str) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoparallel import files
 from autoparallel import strict_json as check
+from autoparallel.constants import FITS
 from autoparallel.errors import AutoparallelError, ConfigError, bad_value
 from autoparallel.layout import Layout
 
@@ -184,6 +185,11 @@ class PlanEntry:
         """Hold the rule that parts add up to their total."""
         for total, parts in (("iteration_s", "parts"), ("memory_bytes", "memory_parts")):
             _adds_up(total, getattr(self, total), parts, getattr(self, parts))
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is legal and called fitting."""
+        return self.fits_probability is not None and self.fits_probability >= FITS
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain data in the contract's key order."""

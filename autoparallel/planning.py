@@ -12,16 +12,16 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoparallel import catalog
-from autoparallel.constants import FITS, MemoryConstants
+from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
 from autoparallel.cost.step import StepTime, interval_s, part_shares
+from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
 from autoparallel.framework import framework
 from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
@@ -43,8 +43,9 @@ from autoparallel.ranking import (
     short_list,
 )
 from autoparallel.request import TrainingRequest
-from autoparallel.rules import RuleCase, explain, limits
+from autoparallel.rules import explain
 from autoparallel.space import Candidates, SpaceSpec
+from autoparallel.versions import version_of
 
 TOP = 10
 
@@ -87,7 +88,7 @@ def checked(request: TrainingRequest) -> TrainingRequest:
     for name in ("config_dir", "profiles_dir"):
         if (folder := getattr(request, name)) and not Path(folder).is_dir():
             raise bad_value(name, folder, "is not a folder", f"give --{name.replace('_', '-')}")
-    framework(request.framework, Path(request.config_dir) if request.config_dir else None)
+    framework(request.framework, request.config_path)
     SpaceSpec.from_mapping(request.space)
     if request.baseline:
         Layout.parse(request.baseline)
@@ -119,7 +120,7 @@ def estimate(request: TrainingRequest, layout: Layout, *, among: Ranked | None =
     request, layout = same_framework(request, layout)
     where = setting(request)
     one = knobs([layout], [request.num_gpus], [request.global_batch_size])
-    broken = illegal_reasons(request, where, one)
+    broken = illegal_reasons(where, one)
     if broken:
         return Estimate(entry=_empty_entry(request, layout), legal=False, illegal_reasons=broken)
     scores = cost_model(where)(one)
@@ -134,18 +135,10 @@ def same_framework(request: TrainingRequest, layout: Layout) -> tuple[TrainingRe
     return checked(replace(request, framework=layout.framework)), layout
 
 
-def illegal_reasons(
-    request: TrainingRequest, where: Setting, one: Knobs
-) -> tuple[IllegalReason, ...]:
+def illegal_reasons(where: Setting, one: Knobs) -> tuple[IllegalReason, ...]:
     """Every rule that a layout breaks."""
-    case = RuleCase(
-        model=request.model.shape(request.seq_length),
-        knobs=one,
-        limits=limits(request.cluster, where.framework),
-    )
-    return tuple(
-        IllegalReason(rule=v.rule, fields=v.fields, message=v.message) for v in explain(case, 0)
-    )
+    broken = explain(where.rule_case(one), 0)
+    return tuple(IllegalReason(rule=v.rule, fields=v.fields, message=v.message) for v in broken)
 
 
 def _place(request: TrainingRequest, where: Setting, scores: Scores, among: Ranked | None) -> Place:
@@ -165,10 +158,7 @@ def _place(request: TrainingRequest, where: Setting, scores: Scores, among: Rank
 
 def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:
     rows = short_list(best.knobs, top, (best.scores.iteration_s, best.scores.memory_bytes))
-    step = StepTime(
-        **{f.name: np.asarray(getattr(best.scores.step, f.name))[rows] for f in fields(StepTime)}
-    )
-    times = sampled_times(step, where.calibration.spread)
+    times = sampled_times(gathered(best.scores.step, rows), where.calibration.spread)
     chances = best_probability(times, best.scores.fits_probability[rows])
     name = where.framework.name
     return tuple(
@@ -229,7 +219,7 @@ def _entry(
 
 def memory_interval_bytes(total: float, constants: MemoryConstants) -> tuple[float, float]:
     """5th and 95th percentile of the memory in use."""
-    factor = float(np.exp(1.645 * constants.error_sigma))
+    factor = float(np.exp(NORMAL_90 * constants.error_sigma))
     return total / factor, total * factor
 
 
@@ -312,7 +302,7 @@ def provenance() -> Provenance:
     folder = catalog.data_dir()
     return Provenance(
         versions={
-            "autoparallel": _version("autoparallel-planner"),
+            "autoparallel": version_of(),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
@@ -320,13 +310,6 @@ def provenance() -> Provenance:
         profile_digest=_digest((folder / "profiles").rglob("*.*")),
         catalog_digest=_digest((folder / "search_spaces").rglob("*.yaml")),
     )
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def _commit(folder: Path) -> str | None:

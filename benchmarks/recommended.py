@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from autoparallel import planning
-from autoparallel.constants import FITS
 from autoparallel.layout import Layout
 from autoparallel.plan import Estimate, Plan
 from autoparallel.ranking import Ranked
@@ -89,7 +88,7 @@ class Verdict:
     @property
     def fits(self) -> bool:
         """Whether the layout is called fitting."""
-        return (self.found.entry.fits_probability or 0.0) >= FITS
+        return self.found.entry.fits
 
     @property
     def over_first(self) -> float:

@@ -67,7 +67,7 @@ def test_every_entry_is_legal_and_fits(name: str) -> None:
     where = setting(request)
     for entry in plan_of(name).entries:
         one = knobs([entry.layout], [request.num_gpus], [request.global_batch_size])
-        assert planning.illegal_reasons(request, where, one) == ()
+        assert planning.illegal_reasons(where, one) == ()
         assert entry.fits_probability >= FITS
 
 

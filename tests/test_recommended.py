@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 from autoparallel import planning
 from autoparallel.constants import FITS
 from autoparallel.layout import Layout
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recommended.py"
 
 CALLED_TOO_FULL: set[str] = set()
 """Rows that are called too full for 80 GB, though NVIDIA recommends them."""
@@ -28,12 +25,8 @@ is predicted within some 5 % of the runs in training.csv (tp2 pp4 vpp10 mbs2, fp
 
 @pytest.fixture(scope="module")
 def recommended():
-    spec = importlib.util.spec_from_file_location("recommended", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recommended"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["recommended"]
+    with script("recommended") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 Constants move in log space between their physical bounds; the residual is the log of predicted over
 measured, softened so that a few odd runs do not bend the physics; every split group counts alike
-up to
-a cap; and each constant is pulled to its prior, so what the data cannot tell stays where it was.
+up to a cap; and each constant is pulled to its prior, so what the data cannot tell stays where it
+was.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ OUT_OF_MEMORY_WEIGHT = 2.0
 """How much dearer a promise to a run that fails is than turning down one that would run."""
 RAN_WEIGHT = 0.1
 """Weight of a run that is only known to have run: it bounds memory from one side, and what it
-leaves
-unsaid (recomputation above all) may be why it ran."""
+leaves unsaid (recomputation above all) may be why it ran."""
 GUESSED_VOCABULARY_SHARE = 0.1
 """Share of the parameters in a guessed vocabulary from which on a row teaches nothing."""
 SIGMA_FLOOR = 0.05

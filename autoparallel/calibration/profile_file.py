@@ -11,17 +11,16 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from autoparallel.constants import Constants, MemoryConstants
 from autoparallel.files import write_text
 from autoparallel.profiles import Calibration, Spread
+from autoparallel.versions import version_of
 
 DIGITS = 4
 FOLDER = "training"
-PACKAGES = {"autoparallel": "autoparallel-planner", "numpy": "numpy", "scipy": "scipy"}
 SPREAD_MEANING = {
     "compute": "of compute, recomputation and the optimizer",
     "communication": "of exposed communication",
@@ -53,16 +52,12 @@ class Profile:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers were computed with."""
-    return {"python": platform.python_version()} | {
-        name: _version(distribution) for name, distribution in PACKAGES.items()
+    return {
+        "python": platform.python_version(),
+        "autoparallel": version_of(),
+        "numpy": version_of("numpy"),
+        "scipy": version_of("scipy"),
     }
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def rounded(calibration: Calibration) -> Calibration:

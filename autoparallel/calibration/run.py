@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,14 @@ from autoparallel.calibration.training import (
     framework_part,
     timed_rows,
 )
-from autoparallel.constants import MemoryConstants, bounds
-from autoparallel.cost.step import StepTime, step_time
+from autoparallel.constants import NORMAL_90, MemoryConstants, bounds
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import Reading
-from autoparallel.profiles import RELATIVES, Calibration, Spread
+from autoparallel.profiles import RELATIVES, Calibration
 
 Column = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-NORMAL_90 = 1.645
 MIN_ROWS = 3
 
 
@@ -89,9 +87,7 @@ def run(
         )
     blind = left_out(rows, workers=workers, progress=progress) if leave_one_out else None
     progress("fitting the constants of every family")
-    found, fits = calibrate(rows, blind or _in_sample(rows), source)
-    if blind is None:
-        found = {name: replace(c, spread=Spread()) for name, c in found.items()}
+    found, fits = calibrate(rows, blind, source)
     progress("fitting memory")
     found, measured = with_memory(found, readings)
     found = {name: rounded(c) for name, c in found.items()}
@@ -114,16 +110,6 @@ def write(folder: Path, outcome: Outcome) -> list[Path]:
 
 def _mine(rows: Rows, name: str) -> NDArray[np.bool_]:
     return np.asarray((rows.families == name) | (name == EVERYTHING))
-
-
-def _in_sample(rows: Rows) -> LeftOut:
-    """A stand-in for predictions of left-out groups, whose spreads are not used."""
-    step = step_time(rows.data.case)
-    full = {
-        f.name: np.broadcast_to(np.asarray(getattr(step, f.name)), (len(rows.readings),))
-        for f in fields(StepTime)
-    }
-    return LeftOut(log_errors=np.zeros(len(rows.readings)), step=StepTime(**full))
 
 
 def _profile(rows: Rows, found: Calibration, fit: Fit, memory_measured: frozenset[str]) -> Profile:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from autoparallel.constants import NORMAL_90
 from autoparallel.cost.step import StepTime, part_shares
 from autoparallel.profiles import Spread
 
@@ -15,7 +16,6 @@ PARTS = ("compute", "communication", "bubble", "launch")
 PRIOR = np.array([0.10, 0.40, 0.25, 0.30])
 PRIOR_WIDTH = 0.5
 COVERED = 0.90
-NORMAL_90 = 1.645
 MIN_ROWS = 8
 
 

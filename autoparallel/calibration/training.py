@@ -1,9 +1,8 @@
 """Training calibration: measured step times -> constants and spreads of every family.
 
 Two levels. One fit over everything gives the constants of an unknown machine; each family
-(framework x
-GPU generation) is then fitted with a pull to those. Residuals of runs whose whole split group was
-left out of both fits say how wide predictions must be.
+(framework x GPU generation) is then fitted with a pull to those. Residuals of runs whose whole
+split group was left out of both fits say how wide predictions must be.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from autoparallel.calibration.fit import Data, Fit, fit, log_error
 from autoparallel.calibration.spread import fit_spread, layout_spread
 from autoparallel.constants import CONSTANT_NAMES, Constants
 from autoparallel.cost.step import StepTime, step_time
+from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
 from autoparallel.profiles import Calibration, Spread
 
@@ -137,9 +137,12 @@ def leave_one_group_out(
 
 
 def calibrate(
-    rows: Rows, left_out: LeftOut, source: str
+    rows: Rows, left_out: LeftOut | None, source: str
 ) -> tuple[dict[str, Calibration], dict[str, Fit]]:
-    """Calibrations of every family and of everything, and the fits behind them."""
+    """Calibrations of every family and of everything, and the fits behind them.
+
+    Without predictions of left-out groups the spreads stay priors.
+    """
     everybody = np.ones(len(rows.readings), dtype=bool)
     base = fit_everything(rows, everybody)
     fits = {EVERYTHING: base}
@@ -150,12 +153,14 @@ def calibrate(
     return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
 
 
-def _calibration(rows: Rows, left_out: LeftOut, name: str, own: Fit, source: str) -> Calibration:
+def _calibration(
+    rows: Rows, left_out: LeftOut | None, name: str, own: Fit, source: str
+) -> Calibration:
     mine = rows.families == name if name != EVERYTHING else np.ones(len(rows.readings), dtype=bool)
     return Calibration(
         family=name,
         constants=own.constants,
-        spread=_spread(rows, left_out, mine),
+        spread=_spread(rows, left_out, mine) if left_out else Spread(),
         state="measured",
         rows=int(mine.sum()),
         measured_names=tuple(
@@ -171,7 +176,7 @@ def _width(name: str) -> float:
 
 def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
     index = np.flatnonzero(mine)
-    step = StepTime(**{f.name: getattr(left_out.step, f.name)[index] for f in fields(StepTime)})
+    step = gathered(left_out.step, index)
     errors = left_out.log_errors[index]
     search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()

@@ -83,12 +83,10 @@ def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: b
 
 def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[screen.Line]:
     from autoparallel.cli import plan_view
-    from autoparallel.constants import FITS
 
     entry = answer.entry
     lines = [] if quiet else screen.prose(common.first_line(request))
-    for reason in answer.illegal_reasons:
-        lines += screen.prose(f"not legal: {reason.rule}: {reason.message}", "yellow")
+    lines += plan_view.broken_rules(answer)
     if not answer.legal:
         return lines
     label = str(answer.place.rank) if answer.place else "-"
@@ -98,8 +96,7 @@ def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[scr
     lines += plan_view.peak_note(entry)
     lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
     if answer.place is not None:
-        fits = (entry.fits_probability or 0.0) >= FITS
         place = f"{answer.place.rank - 1:,} of the {answer.place.of:,} layouts that fit are better"
-        short = "" if fits else "it would not fit; "
-        lines += screen.prose(f"{short}{place}.", "" if fits else "yellow")
+        short = "" if entry.fits else "it would not fit; "
+        lines += screen.prose(f"{short}{place}.", "" if entry.fits else "yellow")
     return [*lines, [("", "")], *plan_view.part_tables(entry)]

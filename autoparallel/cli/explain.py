@@ -66,13 +66,12 @@ def _answer(request: TrainingRequest, best: Layout, layout: Layout, *, as_json: 
 
 def binding_constraint(given: Estimate, winner: PlanEntry) -> str:
     """What stands between a layout and first place: a rule, a memory part or a part of the step."""
-    from autoparallel.constants import FITS
     from autoparallel.ranking.reasons import changes
 
     entry = given.entry
     if not given.legal:
         return f"rule {given.illegal_reasons[0].rule}"
-    if (entry.fits_probability or 0.0) < FITS:
+    if not entry.fits:
         parts = entry.memory_parts or {}
         return f"memory: {max(parts, key=lambda name: parts[name])}"
     slower = [c for c in changes(winner.parts or {}, entry.parts or {}) if c.amount > 0]
@@ -125,17 +124,14 @@ def _screen(
     better: Verdict | None,
 ) -> list[screen.Line]:
     from autoparallel.cli import plan_view
-    from autoparallel.constants import FITS
     from autoparallel.units import GIB
 
     entry = given.entry
-    lines = screen.prose(common.first_line(request))
-    for reason in given.illegal_reasons:
-        lines += screen.prose(f"not legal: {reason.rule}: {reason.message}", "yellow")
+    lines = [*screen.prose(common.first_line(request)), *plan_view.broken_rules(given)]
     if given.legal:
         lines += plan_view.entry_table(["best", "yours"], [winner, entry])
         lines += plan_view.difference_tables(winner, entry)
-    if given.legal and (entry.fits_probability or 0.0) < FITS:
+    if given.legal and not entry.fits:
         over = (entry.memory_bytes or 0.0) - request.cluster.gpu.memory_bytes
         text = f"It would not fit (P={entry.fits_probability:.2f}): {over / GIB:.1f} GiB too much."
         lines += screen.prose(text, "yellow")

@@ -32,11 +32,10 @@ def export_verb(
     from autoparallel.request import TrainingRequest, site_record
 
     plan = load_plan(run)
-    request = TrainingRequest.from_mapping(plan.request, f"{run} request")
-    if config_dir is not None:
-        request = replace(request, config_dir=str(config_dir.resolve()))
+    saved = TrainingRequest.from_mapping(plan.request, f"{run} request")
+    request = common.moved(saved, {"config_dir": config_dir})
     if site is not None:
-        request = replace(request, site=site_record(site, request.config_dir or None))
+        request = replace(request, site=site_record(site, request.config_path))
     entry = next((entry for entry in plan.entries if entry.rank == rank), None)
     if entry is None:
         raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} layouts")

@@ -21,8 +21,7 @@ def write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -
     Raises:
         ConfigError: the framework, the layout or part of a node has no launch files.
     """
-    own = Path(request.config_dir) if request.config_dir else None
-    if framework(layout.framework, own).exporter != "megatron-lm":
+    if framework(layout.framework, request.config_path).exporter != "megatron-lm":
         rule = "has no exporter yet"
         raise bad_value("framework", layout.framework, rule, "megatron-core has one")
     job = (request.num_gpus, request.global_batch_size, request.seq_length)

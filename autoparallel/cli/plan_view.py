@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
-from autoparallel.constants import FITS
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:
@@ -176,10 +175,15 @@ def compared(name: str, entry: PlanEntry, winner: PlanEntry) -> list[Line]:
 
 def _changes(found: Sequence[Change], suffix: str, scale: float, digits: int) -> str:
     """The largest changes that show at this many digits."""
-    seen = [c for c in found if abs(c.amount * scale) >= 0.5 * 10**-digits][:SHOWN_PARTS]
+    seen = _seen(found, scale, digits)[:SHOWN_PARTS]
     return ", ".join(
         firm(f"{part_name(c.part, suffix)} {c.amount * scale:+.{digits}f}") for c in seen
     )
+
+
+def _seen(found: Sequence[Change], scale: float, digits: int) -> list[Change]:
+    """The changes that are not 0 at this many digits."""
+    return [c for c in found if abs(c.amount * scale) >= 0.5 * 10**-digits]
 
 
 def part_name(part: str, suffix: str) -> str:
@@ -284,10 +288,16 @@ def baseline_lines(given: Estimate, winner: PlanEntry) -> list[Line]:
     lines = compared("Yours,", given.entry, winner)
     if given.place is not None:
         fits = given.entry.fits_probability or 0.0
-        note = "" if fits >= FITS else f"; it would not fit (P={fits:.2f})"
+        note = "" if given.entry.fits else f"; it would not fit (P={fits:.2f})"
         text = f"  It is number {given.place.rank:,} among {given.place.of:,} that fit{note}."
         lines += prose(text)
     return lines
+
+
+def broken_rules(given: Estimate) -> list[Line]:
+    """Every rule that a layout breaks."""
+    reasons = given.illegal_reasons
+    return [x for r in reasons for x in prose(f"not legal: {r.rule}: {r.message}", "yellow")]
 
 
 def part_tables(entry: PlanEntry) -> list[Line]:
@@ -335,7 +345,7 @@ def _differences(
 
     if ours is None or theirs is None:
         return []
-    found = [c for c in changes(ours, theirs) if abs(c.amount * scale) >= 0.5 * 10**-digits]
+    found = _seen(changes(ours, theirs), scale, digits)
     if not found:
         return []
     parts = [c.part for c in found]

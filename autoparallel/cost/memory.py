@@ -24,6 +24,7 @@ from autoparallel.cost.partition import (
     chunks,
     embedding_parameters,
     layer_parameters,
+    rank_layers,
     rank_parameters,
     single_stage,
 )
@@ -342,9 +343,9 @@ def per_op_bytes(case: Case) -> Num:
 
     Source: pytorch/torchtitan v0.2.2 `activation_checkpoint.py`, selective "op".
     """
-    m, x = case.model, layer_activations(case)
+    x = layer_activations(case)
     outputs = x.qkv + x.mlp_inner + x.shared_inner + x.expert_inner + x.residual
-    return x.residual / 2 + x.attention_output + 0.5 * outputs + 0.0 * m.h
+    return x.residual / 2 + x.attention_output + 0.5 * outputs
 
 
 def layer_backward_bytes(case: Case) -> Num:
@@ -400,7 +401,7 @@ def staging_bytes(case: Case) -> Num:
         * _flag(np.asarray(m.L_moe) > 0)
         * _flag(np.asarray(k.ep) > 1)
     )
-    graphs = 2 * message * chunks(case).middle * k.vpp
+    graphs = 2 * message * rank_layers(case)
     graphs = graphs * _flag(np.asarray(k.graph) > GRAPH_SCOPES.index("none"))
     return c.workspace_bytes + p2p + gathered + experts + graphs
 

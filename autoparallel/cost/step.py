@@ -11,12 +11,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from autoparallel.constants import NORMAL_90
 from autoparallel.cost import communication as comm
 from autoparallel.cost.case import Case
 from autoparallel.cost.compute import HALF_BYTES, Operators, dense_layer, head, moe_layer, tokens
 from autoparallel.cost.partition import (
+    RankParameters,
     chunks,
     layer_parameters,
+    rank_layers,
     rank_parameters,
     single_stage,
 )
@@ -68,7 +71,7 @@ def interval_s(step: StepTime, spread: Spread) -> tuple[Num, Num]:
     variance = spread.layout**2 + sum(
         (share * getattr(spread, name)) ** 2 for name, share in shares.items()
     )
-    factor = np.exp(1.645 * np.sqrt(variance))
+    factor = np.exp(NORMAL_90 * np.sqrt(variance))
     return step.iteration_s / factor, step.iteration_s * factor
 
 
@@ -277,9 +280,8 @@ def layer_time(case: Case) -> LayerTime:
 
 SPLIT_EXPOSED = 0.5
 """Assumed: what splitting a layer's collective against its GEMM (`tp`) or another micro-batch's
-compute
-(`moe`) leaves exposed of the rest; torchtitan's asynchronous tensor parallelism gained 9 % of a
-step."""
+compute (`moe`) leaves exposed of the rest; torchtitan's asynchronous tensor parallelism gained 9 %
+of a step."""
 
 
 def split_share(case: Case, switch: str) -> Num:
@@ -294,6 +296,12 @@ def gradient_exposed(case: Case) -> Num:
     return np.where(k.overlaps("grad") > 0, hidden, np.maximum(hidden, 1.0))
 
 
+def pacing_rank(case: Case) -> RankParameters:
+    """Parameters of the rank whose optimizer step is waited for: with a vocabulary matrix."""
+    vocabularies = 1.0 + single_stage(case) * (1 - case.model.tied)
+    return rank_parameters(case, rank_layers(case), vocabularies)
+
+
 @per_combination
 def gradient_s(case: Case) -> Num:
     """Gradient reduction (and parameter gathering) of one step, before overlap.
@@ -301,8 +309,7 @@ def gradient_s(case: Case) -> Num:
     It goes bucket by bucket, each with the latency of a collective.
     """
     k = case.knobs
-    layers = chunks(case).middle * k.vpp
-    params = rank_parameters(case, layers, 1.0 + single_stage(case) * (1 - case.model.tied))
+    params = pacing_rank(case)
     per_parameter = np.where(np.asarray(k.zero) == 0, 2 * k.grad_bytes, k.grad_bytes + HALF_BYTES)
     seconds = bucketed_s(case, params.dense * per_parameter, comm.dp_group(case))
     if np.any(case.model.E):
@@ -330,8 +337,7 @@ def optimizer_s(case: Case) -> Num:
     An offloaded share goes down and up the host link and through the host's memory instead.
     """
     k = case.knobs
-    layers = chunks(case).middle * k.vpp
-    params = rank_parameters(case, layers, 1.0 + single_stage(case) * (1 - case.model.tied)).total
+    params = pacing_rank(case).total
     sharded = np.where(np.asarray(k.zero) >= 1, k.dp * k.cp, 1.0)
     own = params / sharded
     again = 2 * k.grad_bytes * params * np.where(np.asarray(k.zero) == 3, 0, 1)
@@ -373,9 +379,9 @@ def stages(case: Case, layer: LayerTime) -> Stages:
 def step_time(case: Case) -> StepTime:
     """Seconds of one step with their parts."""
     k, c = case.knobs, case.constants
-    layer, split = layer_time(case), chunks(case)
+    layer = layer_time(case)
     pipeline = pipeline_time(stages(case, layer))
-    layers_done = k.micro_batches * split.middle * k.vpp
+    layers_done = k.micro_batches * rank_layers(case)
     ends_s = pipeline.busy_s - layers_done * layer.total_s
     reduced = gradient_s(case) * gradient_exposed(case)
     return StepTime(

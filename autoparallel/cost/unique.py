@@ -126,7 +126,7 @@ def _first_alike(columns: Sequence[Column]) -> Index:
     return alike
 
 
-def gathered(result: Any, index: Index) -> Any:
+def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
     """A column, or a record or tuple of columns, taken at `index`; scalars stay scalars."""
     if isinstance(result, np.ndarray):
         return result[index] if result.ndim else result

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from autoparallel import catalog
 from autoparallel.constants import Constants
 from autoparallel.cost.case import Case
+from autoparallel.cost.unique import gathered
 from autoparallel.errors import CatalogError
 from autoparallel.framework import Framework, Traits, framework_of
 from autoparallel.hardware import Cluster, Machine, machine
@@ -115,19 +116,15 @@ def case(readings: Sequence[Reading], constants: Constants) -> Case:
 def select(all_rows: Case, index: NDArray[Any]) -> Case:
     """The rows of a case at `index` (constants are kept)."""
     return Case(
-        model=_pick(all_rows.model, index),
-        machine=_pick(all_rows.machine, index),
+        model=gathered(all_rows.model, index),
+        machine=gathered(all_rows.machine, index),
         knobs=all_rows.knobs.take(index),
-        traits=_pick(all_rows.traits, index),
+        traits=gathered(all_rows.traits, index),
         constants=all_rows.constants,
         memory=all_rows.memory,
         operators=all_rows.operators,
         gpu_index=np.asarray(all_rows.gpu_index)[index],
     )
-
-
-def _pick(record: Record, index: NDArray[Any]) -> Record:
-    return type(record)(**{f.name: getattr(record, f.name)[index] for f in fields(record)})  # type: ignore[arg-type]
 
 
 # --- the model -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from autoparallel.layout import PRECISIONS, Knobs
 from autoparallel.operators import operators_for
 from autoparallel.profiles import Calibration, calibration
 from autoparallel.request import TrainingRequest
+from autoparallel.rules import RuleCase, limits
 from autoparallel.space import SpaceSpec
 from autoparallel.units import Num
 
@@ -63,6 +64,14 @@ class Setting:
     calibration: Calibration
     folder: Path
 
+    def rule_case(self, knobs: Knobs) -> RuleCase:
+        """`knobs` as the rules see them."""
+        return RuleCase(
+            model=self.request.model.shape(self.request.seq_length),
+            knobs=knobs,
+            limits=limits(self.request.cluster, self.framework),
+        )
+
     def case(self, knobs: Knobs) -> Case:
         """`knobs` as a case of this request."""
         cluster = self.request.cluster
@@ -89,8 +98,7 @@ class Setting:
 
 def setting(request: TrainingRequest) -> Setting:
     """Framework, calibration and profiles of a request."""
-    config_dir = Path(request.config_dir) if request.config_dir else None
-    record = framework(request.framework, config_dir)
+    record = framework(request.framework, request.config_path)
     if not all(SpaceSpec.from_mapping(request.space).flash_attention):
         record = replace(record, traits=replace(record.traits, flash_attention=0.0))
     shipped = catalog.data_dir() / "profiles"

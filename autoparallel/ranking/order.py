@@ -178,13 +178,8 @@ def _table(knobs: Knobs, scores: Scores, index: NDArray[np.intp]) -> Table:
 
 def taken(scores: Scores, index: NDArray[np.intp]) -> Scores:
     """The scores of the rows at `index`."""
-    return Scores(
-        step=gathered(scores.step, index),
-        memory=gathered(scores.memory, index),
-        iteration_s=scores.iteration_s[index],
-        memory_bytes=scores.memory_bytes[index],
-        fits_probability=scores.fits_probability[index],
-    )
+    rows: Scores = gathered(scores, index)
+    return rows
 
 
 def _worst(scores: Scores, objective: str) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from autoparallel.constants import FITS
 from autoparallel.layout import MEGATRON_OVERLAPS, OVERLAPS, Layout, knobs
 from autoparallel.ranking.evaluation import Setting, cost_model
-from autoparallel.rules import RuleCase, explain, limits, violations
+from autoparallel.rules import explain, violations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +77,7 @@ def judged(where: Setting, layouts: Sequence[Layout]) -> list[Verdict]:
         return []
     request, count = where.request, len(layouts)
     columns = knobs(layouts, [request.num_gpus] * count, [request.global_batch_size] * count)
-    case = RuleCase(
-        model=request.model.shape(request.seq_length),
-        knobs=columns,
-        limits=limits(request.cluster, where.framework),
-    )
+    case = where.rule_case(columns)
     legal, _ = violations(case)
     rows = np.flatnonzero(legal)
     verdicts: dict[int, Verdict] = {}

@@ -6,7 +6,7 @@ change first; `first_working` tries them with a function that searches one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,11 +81,11 @@ def _first(value: Any) -> float:
     return float(np.asarray(value).reshape(-1)[0])
 
 
-def remedies(request: TrainingRequest) -> Iterator[tuple[str, list[tuple[str, TrainingRequest]]]]:
-    """Kinds of change, each with requests to try in order."""
-    yield "a thriftier space", _thrifty(request)
-    yield "more GPUs", list(_more_gpus(request))
-    yield "a larger GPU", list(_larger_gpus(request))
+def remedies(request: TrainingRequest) -> Iterator[Iterable[tuple[str, TrainingRequest]]]:
+    """Kinds of change (a thriftier space, more GPUs, larger ones), each with requests to try."""
+    yield _thrifty(request)
+    yield _more_gpus(request)
+    yield _larger_gpus(request)
 
 
 def first_working(
@@ -93,7 +93,7 @@ def first_working(
 ) -> list[Remedy]:
     """The first change of each kind under which something fits."""
     found = []
-    for _, tries in remedies(request):
+    for tries in remedies(request):
         for flags, changed in tries:
             where, result = search(changed)
             if result.best is not None:

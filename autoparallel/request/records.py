@@ -89,6 +89,11 @@ class TrainingRequest:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def config_path(self) -> Path | None:
+        """The user's folder in front of the shipped data; None without one."""
+        return Path(self.config_dir) if self.config_dir else None
+
     def to_mapping(self) -> dict[str, Any]:
         """The request as plain data, for `request.yaml` and the `request` block of a plan."""
         return {"schema_version": SCHEMA_VERSION, "kind": "training", **_plain(asdict(self))}

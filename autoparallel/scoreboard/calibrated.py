@@ -12,7 +12,8 @@ import numpy as np
 from autoparallel.calibration.identify import NOT_TOLD
 from autoparallel.calibration.run import Outcome
 from autoparallel.calibration.training import EVERYTHING, LeftOut, Rows, errors_of
-from autoparallel.cost.step import StepTime, interval_s
+from autoparallel.cost.step import interval_s
+from autoparallel.cost.unique import gathered
 from autoparallel.profiles import Calibration
 from autoparallel.scoreboard.predictions import calibration_of, folders
 from autoparallel.scoreboard.scores import Block, Column, Errors, error_block, macro_block
@@ -34,8 +35,8 @@ def left_out_errors(
     low, high = np.zeros(len(rows.readings)), np.zeros(len(rows.readings))
     for family in np.unique(rows.families):
         at = np.flatnonzero(rows.families == family)
-        columns = {f.name: getattr(left_out.step, f.name)[at] for f in fields(StepTime)}
-        low[at], high[at] = interval_s(StepTime(**columns), calibrations[str(family)].spread)
+        step = gathered(left_out.step, at)
+        low[at], high[at] = interval_s(step, calibrations[str(family)].spread)
     predicted = np.exp(left_out.log_errors) * rows.data.seconds
     return Errors(predicted=predicted, measured=rows.data.seconds, low=low, high=high)
 

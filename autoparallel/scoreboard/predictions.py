@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.calibration.memory import memory_data, predicted, row_fits_probability
+from autoparallel.constants import NORMAL_90
 from autoparallel.cost.step import interval_s, step_time
+from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading
 from autoparallel.profiles import Calibration, calibration
 
 Column = NDArray[np.float64]
-
-NORMAL_90 = 1.645
-"""Standard deviations of a normal distribution from its middle to its 95th percentile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +44,8 @@ class Predictions:
 
     def take(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> Predictions:
         """The rows at `index`."""
-        return Predictions(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        rows: Predictions = gathered(self, index)
+        return rows
 
 
 def folders(profiles_dir: Path | None) -> tuple[Path, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.constants import FITS
+from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading
 from autoparallel.scoreboard.predictions import Predictions
 from autoparallel.scoreboard.scores import (
@@ -75,9 +76,8 @@ class Table:
 
     def take(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> Table:
         """The rows at `index`."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        predictions = own.pop("predictions").take(index)
-        return Table(predictions=predictions, **{name: c[index] for name, c in own.items()})
+        rows: Table = gathered(self, index)
+        return rows
 
 
 def table_of(readings: Sequence[Reading], predictions: Predictions) -> Table:

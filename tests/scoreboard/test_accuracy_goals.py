@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+from scripts import script
 
 from autoparallel.scoreboard.predictions import predict
 from autoparallel.scoreboard.score import read_files
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
-
 
 @pytest.fixture(scope="module")
 def accuracy():
-    spec = importlib.util.spec_from_file_location("accuracy", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["accuracy"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["accuracy"]
+    with script("accuracy") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ from autoparallel.cli import main
 from autoparallel.constants import Constants
 from autoparallel.cost.step import step_time
 from autoparallel.measured.cases import case, read
-from autoparallel.measured.rows import COLUMNS, MeasuredRun
+from autoparallel.measured.rows import MeasuredRun
 from autoparallel.profiles import read_calibration
 from autoparallel.scoreboard import validate
+from runs import write_runs
 
 RUN = MeasuredRun(
     framework="torchtitan",
@@ -45,14 +45,8 @@ def file(tmp_path):
     ]
     truth = replace(Constants(), gemm_efficiency=0.5)
     seconds = np.asarray(step_time(case([read(r) for r in runs], truth)).iteration_s)
-    path = tmp_path / "runs.csv"
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        for run, s in zip(runs, seconds, strict=True):
-            row = asdict(replace(run, iteration_s=float(s)))
-            writer.writerow({k: "" if v is None else v for k, v in row.items()})
-    return path
+    timed = [replace(run, iteration_s=float(s)) for run, s in zip(runs, seconds, strict=True)]
+    return write_runs(tmp_path / "runs.csv", timed)
 
 
 @pytest.fixture

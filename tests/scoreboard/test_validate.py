@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from hypothesis import strategies as st
 
 from autoparallel.cli import main
 from autoparallel.errors import ProfileError
-from autoparallel.measured.rows import COLUMNS, MeasuredRun
+from autoparallel.measured.rows import MeasuredRun
 from autoparallel.scoreboard import Score, scored, text, validate
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.score import understood
 from autoparallel.units import GIB
+from runs import write_runs
 
 ROOT = Path(__file__).parents[2]
 RUN = MeasuredRun(
@@ -48,16 +48,6 @@ RUNS = [
         (1, 1, "allocated"), (2, 1, "reserved"), (4, 2, "device"), (8, 2, "reserved"), (1, 4, "")
     )
 ]  # fmt: skip
-
-
-def write(path, runs):
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(
-            {k: "" if v is None else v for k, v in asdict(run).items()} for run in runs
-        )
-    return path
 
 
 def score_of(runs) -> Score:
@@ -195,7 +185,7 @@ def finite(value):
 
 
 def test_no_rows_at_all(tmp_path):
-    empty = write(tmp_path / "empty.csv", [])
+    empty = write_runs(tmp_path / "empty.csv", [])
     answer = validate([empty]).to_json()
     assert (answer["rows"], answer["time"]["n"], answer["oom"]["brier"]) == (0, 0, None)
 
@@ -231,15 +221,15 @@ def keys_like(value, schema, root):
 def test_the_answer_has_the_keys_of_the_contract(tmp_path):
     schema = json.loads((ROOT / "docs" / "schemas" / "validate.schema.json").read_text())
     for runs in (RUNS, [replace(RUN, iteration_s=None, peak_memory_gib=None, out_of_memory=1)], []):
-        answer = validate([write(tmp_path / "runs.csv", runs)]).to_json()
+        answer = validate([write_runs(tmp_path / "runs.csv", runs)]).to_json()
         assert keys_like(answer, schema, schema)
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
 
 
 def test_several_files_are_one_score(tmp_path):
-    one, two = write(tmp_path / "a.csv", RUNS[:2]), write(tmp_path / "b.csv", RUNS[2:])
+    one, two = write_runs(tmp_path / "a.csv", RUNS[:2]), write_runs(tmp_path / "b.csv", RUNS[2:])
     together = validate([one, two]).to_json()
-    whole = validate([write(tmp_path / "c.csv", RUNS)]).to_json()
+    whole = validate([write_runs(tmp_path / "c.csv", RUNS)]).to_json()
     assert together.pop("files") == [str(one), str(two)]
     assert whole.pop("files")
     assert together == whole
@@ -256,7 +246,7 @@ def test_own_profiles_go_in_front(tmp_path):
         rows=5,
     )
     write_profile(tmp_path / "own", Profile(calibration=found))
-    file = write(tmp_path / "runs.csv", RUNS)
+    file = write_runs(tmp_path / "runs.csv", RUNS)
     slow, usual = validate([file], profiles_dir=tmp_path / "own"), validate([file])
     assert slow.table.predictions.seconds.sum() > usual.table.predictions.seconds.sum()
 
@@ -273,14 +263,14 @@ def run(capsys):
 
 
 def test_the_command_prints_the_same_json(run, tmp_path):
-    file = write(tmp_path / "runs.csv", RUNS)
+    file = write_runs(tmp_path / "runs.csv", RUNS)
     code, out, err = run("validate", file, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == validate([file]).to_json()
 
 
 def test_the_screen_shows_headline_groups_and_cells(run, tmp_path):
-    file = write(tmp_path / "runs.csv", [*RUNS, replace(RUN, gpu="abacus")])
+    file = write_runs(tmp_path / "runs.csv", [*RUNS, replace(RUN, gpu="abacus")])
     code, out, err = run("validate", file)
     assert (code, err) == (0, "")
     assert "5 of 6 rows" in out
