@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoparallel.constants import Constants, MemoryConstants
+from autoparallel.cost.distinct import Coded
 from autoparallel.framework import Traits
 from autoparallel.hardware import Machine
 from autoparallel.layout import Knobs
@@ -27,6 +28,7 @@ class Case:
         operators: Measured tables of the GPUs: one for a search, several for a file of runs.
         gpu_index: Which of them a row uses; scalar 0 or [N].
         done: Results of this very case, so that a formula that several others use runs once.
+        codes: Columns of this very case with their values numbered, for the same reason.
     """
 
     model: Shape
@@ -38,6 +40,7 @@ class Case:
     operators: tuple[Operators, ...]
     gpu_index: Num = 0.0
     done: dict[Callable[[Case], Any], Any] = field(default_factory=dict, init=False, repr=False)
+    codes: dict[str, Coded] = field(default_factory=dict, init=False, repr=False)
 
     def look_up(self, table: Callable[..., Num], *columns: Num) -> Num:
         """`table(operators, *columns)` with every row's own GPU."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.cost.unique import combinations
+from autoparallel.cost.distinct import coded, combinations
 from autoparallel.layout import KNOB_FIELDS, Knobs
 
 STRATA = ("tp", "pp", "cp", "ep")
@@ -42,7 +42,7 @@ def largest_stratum(knobs: Knobs) -> int:
 def _strata(knobs: Knobs) -> NDArray[np.intp]:
     """The number of its stratum, for every row."""
     columns = [np.broadcast_to(getattr(knobs, name), (knobs.size,)) for name in STRATA]
-    _, stratum = combinations(columns)
+    _, stratum = combinations([coded(c) for c in columns])
     return stratum if len(stratum) else np.zeros(knobs.size, dtype=np.intp)
 
 

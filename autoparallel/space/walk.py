@@ -22,7 +22,7 @@ from autoparallel.rules.case import one_row
 from autoparallel.space.axes import AXES, Job, Row, Table, decided, meshes
 from autoparallel.space.spec import SpaceSpec
 
-BLOCK_ROWS = 131_072
+BLOCK_ROWS = 65_536
 """Rows built at a time: many that share a result, and a space of any size in bounded memory."""
 
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import case
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from autoparallel.cost.case import Case
-from autoparallel.cost.unique import FEWEST_ROWS, Rows, combinations, gathered, per_combination
+from autoparallel.cost.unique import FEWEST_ROWS, Rows, gathered, per_combination
 from autoparallel.layout import Knobs
 from autoparallel.units import Num
 
@@ -98,30 +96,6 @@ def test_rows_note_what_is_read() -> None:
     assert isinstance(rows, Knobs)
     with pytest.raises(AttributeError):
         _ = rows.no_knob  # type: ignore[attr-defined]
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(
-        st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.0, 64.0, 0.1])] * 4), min_size=1, max_size=60
-    ),
-    st.integers(1, 40),
-)
-def test_combinations_are_numpys(rows: list[tuple[float, ...]], times: int) -> None:
-    table = np.tile(np.array(rows), (times, 1))
-    first, own = combinations(list(table.T))
-    distinct = np.unique(table, axis=0)
-    assert len(first) == len(distinct)
-    if len(distinct) > 1:
-        assert np.array_equal(table[first][own], table)
-        assert np.array_equal(first, np.sort(first))
-
-
-def test_equal_keys_do_not_mix_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoparallel.cost.unique._WEIGHTS", np.zeros(64))
-    columns = [np.array([1.0, 2.0, 2.0, 1.0, 3.0])]
-    first, own = combinations(columns)
-    assert np.array_equal(columns[0][first][own], columns[0])
 
 
 def test_gathers_records_and_leaves_scalars() -> None:
