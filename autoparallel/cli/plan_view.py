@@ -12,6 +12,7 @@ from autoparallel.cli.screen import Column, Line, firm, prose
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:
+    from autoparallel.cost.simulated import Simulated
     from autoparallel.plan import Estimate, Plan, PlanEntry
     from autoparallel.profiles import Calibration
     from autoparallel.ranking import Setting
@@ -189,6 +190,15 @@ def _seen(found: Sequence[Change], scale: float, digits: int) -> list[Change]:
 def part_name(part: str, suffix: str) -> str:
     """A part without its unit: `tp comm`, `activations`."""
     return part.removesuffix(suffix).replace("_", " ")
+
+
+def simulation(found: Simulated | None) -> list[Line]:
+    """What an event simulator says of the winner's pipeline; nothing where it was not run."""
+    if found is None:
+        return []
+    same = f"{time_text(found.closed_form_s)} in closed form"
+    text = f"Its pipeline takes {time_text(found.simulated_s)} simulated event by event, {same}."
+    return prose(text)
 
 
 def worth(knobs: Sequence[Bought], winner: PlanEntry) -> list[Line]:

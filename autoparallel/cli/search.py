@@ -12,6 +12,7 @@ from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
+    from autoparallel.cost.simulated import Simulated
     from autoparallel.layout import Layout
     from autoparallel.plan import Estimate, Plan
     from autoparallel.ranking import Ranked, Setting
@@ -137,8 +138,19 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
     lines += plan_view.runner_up(plan)
     if given is not None:
         lines += plan_view.baseline_lines(given, winner)
+    lines += plan_view.simulation(_simulated(where, winner.layout))
     lines += plan_view.worth(bought(where, winner.layout), winner)
     return [*lines, *plan_view.sieve(plan), *plan_view.rests_on(where.calibration, winner)]
+
+
+def _simulated(where: Setting, layout: Layout) -> Simulated | None:
+    """The winner's pipeline, event by event."""
+    from autoparallel.cost.simulated import simulated
+    from autoparallel.layout import knobs
+
+    request = where.request
+    one = knobs([layout], [request.num_gpus], [request.global_batch_size])
+    return simulated(where.case(one)) if layout.pipeline_model_parallel_size > 1 else None
 
 
 def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
