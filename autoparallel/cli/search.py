@@ -12,7 +12,6 @@ from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
-    from autoparallel.layout import Layout
     from autoparallel.plan import Estimate, Plan
     from autoparallel.ranking import Ranked, Setting
     from autoparallel.request import TrainingRequest
@@ -166,21 +165,33 @@ def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: b
         write_kept(folder, result)
     names = ["plan.json", "request.yaml", "candidates.parquet"]
     if plan.entries:
-        names += _launch_files(request, plan.entries[0].layout, folder)
+        names += _launch_files(request, plan, folder)
     return names
 
 
-def _launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[str]:
-    """The winner's files; a plan that Megatron-LM cannot launch is a plan all the same."""
-    from autoparallel.cli.launch import write_launch_files
+def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[str]:
+    """Files of the best layout that an exporter of the framework can write.
 
-    try:
-        written = write_launch_files(request, layout, folder)
-    except ConfigError as error:
-        typer.echo(f"no launch files: {error}", err=True)
-        return []
-    root = folder.resolve()
-    return [str(path.resolve().relative_to(root)) for path in written]
+    A plan that nothing can launch is a plan all the same.
+    """
+    from autoparallel.cli.launch import write_launch_files
+    from autoparallel.framework import framework
+
+    first: ConfigError | None = None
+    for entry in plan.entries:
+        exporters = framework(entry.layout.framework, request.config_path).exporters
+        for to in exporters or ("",):
+            try:
+                written = write_launch_files(request, entry.layout, folder, to)
+            except ConfigError as error:
+                first = first or error
+                continue
+            if first is not None:
+                typer.echo(f"launch files are of number {entry.rank}, for {to}: {first}", err=True)
+            root = folder.resolve()
+            return [str(path.resolve().relative_to(root)) for path in written]
+    typer.echo(f"no launch files: {first}", err=True)
+    return []
 
 
 def _default_folder(request: TrainingRequest) -> Path:
