@@ -175,7 +175,7 @@ def table(results: Sequence[SweepResult], best: SweepResult | None) -> list[Line
     from autoparallel.cli.plan_view import time_scale
     from autoparallel.sweep import scaled
 
-    efficiency = {item.id: item for item in scaled(results)}
+    efficiency = {item.id: item for item in reversed(scaled(results))}  # strong before weak
     times = [r.iteration_s for r in results if r.iteration_s]
     scale, unit, digits = time_scale(max(times, default=1.0))
     heads = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -111,34 +111,30 @@ def _along(line: Sequence[SweepResult], kind: str) -> list[Scaling]:
     return found
 
 
-def objective_value(result: SweepResult, objective: str) -> float | None:
-    """What the decision makes small; None where it is unknown.
-
-    Over different batches and clusters the time is that of the run, of a token when the tokens
-    are unknown. Without a price the cost is in GPU-hours.
-    """
-    if result.state != "ok":
-        return None
-    if objective == "memory_bytes":
-        free = result.free_memory_fraction
-        return None if free is None else -free
-    if objective == "energy_kwh":
-        return result.energy_kwh
-    if objective == "cost_usd":
-        return result.cost_usd if result.cost_usd is not None else result.gpu_hours
-    if result.days is not None:
-        return result.days
-    return 1 / result.tokens_per_s if result.tokens_per_s else None
-
-
 def decided(results: Iterable[SweepResult], limits: Limits, objective: str) -> SweepResult | None:
-    """The best case within the limits; of equal ones the one with fewer GPUs."""
-    ranked = [
-        (value, result.num_gpus, place, result)
-        for place, result in enumerate(results)
-        if (value := objective_value(result, objective)) is not None and limits.allow(result)
-    ]
-    return min(ranked, key=lambda item: item[:3])[3] if ranked else None
+    """The best case within the limits; of equal ones the one with fewer GPUs.
+
+    Over different batches and clusters the time is that of the run, of a token when no run's length
+    is known. Without any price the cost is in GPU-hours; with some, cases without one are left out.
+    """
+    usable = [r for r in results if r.state == "ok" and limits.allow(r)]
+    for value_of in _VALUES[objective]:
+        known = [(value, r.num_gpus, i, r) for i, r in enumerate(usable) if (value := value_of(r))]
+        if known:
+            return min(known, key=lambda item: item[:3])[3]
+    return None
+
+
+_VALUES: dict[str, tuple[Callable[[SweepResult], float | None], ...]] = {
+    "iteration_s": (
+        lambda r: r.days,
+        lambda r: 1 / r.tokens_per_s if r.tokens_per_s else None,
+    ),
+    "cost_usd": (lambda r: r.cost_usd, lambda r: r.gpu_hours),
+    "energy_kwh": (lambda r: r.energy_kwh,),
+    "memory_bytes": (lambda r: -(r.free_memory_fraction or 0.0),),
+}
+"""What a decision makes small; the next when the first is known of no case."""
 
 
 def break_evens(results: Iterable[SweepResult]) -> list[BreakEven]:
