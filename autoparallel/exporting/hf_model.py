@@ -29,6 +29,8 @@ def hf_config(model: Model, seq_length: int) -> dict[str, Any]:
                 **fields(model, max(seq_length, model.max_position_embeddings)),
                 "vocab_size": model.vocab_size,
                 "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+                "bos_token_id": None,
+                "eos_token_id": None,
                 "torch_dtype": "bfloat16",
                 "use_cache": False,
             }
