@@ -71,7 +71,7 @@ class Framework:
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
-        exporter: Name of the exporter that writes its launch files, empty when there is none.
+        exporters: Names of the exporters that write its launch files, the usual one first.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Framework:
     legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stage_split: str = "even"
-    exporter: str = ""
+    exporters: tuple[str, ...] = ()
     version: str = ""
     source: str = ""
 
@@ -110,6 +110,7 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
     return Framework(
         name=name,
         aliases=text_list(data, "aliases", where),
+        exporters=text_list(data, "exporters", where),
         traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
         eras=_eras(data, where),
         legal={k: tuple(v) for k, v in _by_knob(data, "legal", where, list).items()},
@@ -118,9 +119,7 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
     )
 
 
-_TEXTS = dict.fromkeys(
-    ("constants", "stage_split", "exporter", "version", "source"), Rule(kind=str)
-)
+_TEXTS = dict.fromkeys(("constants", "stage_split", "version", "source"), Rule(kind=str))
 _TRAITS = {name: Rule(most=1e10) for name in TRAIT_NAMES}
 
 

@@ -149,4 +149,9 @@ def _summary(kind: str, name: str, config_dir: Path | None) -> dict[str, Any]:
             "intra_gb_per_s": intra,
             "inter_gb_per_s": inter,
         }
-    return {"name": name, "version": it.version, "constants": it.constants, "exporter": it.exporter}
+    return {
+        "name": name,
+        "version": it.version,
+        "constants": it.constants,
+        "exporters": list(it.exporters),
+    }

@@ -60,7 +60,7 @@ AllowFlag: TypeAlias = Annotated[
 ]
 ObjectiveFlag: TypeAlias = Annotated[
     str | None,
-    typer.Option("--objective", help="iteration_s, cost_usd, energy_kwh or memory_bytes."),
+    typer.Option("--objective", help="time, cost, energy or headroom [time].", metavar="WORD"),
 ]
 BaselineFlag: TypeAlias = Annotated[
     str, typer.Option("--baseline", help="A layout to compare with.", metavar="LAYOUT")

@@ -14,6 +14,18 @@ from autoparallel.errors import bad_value
 def export_verb(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or its plan.json.")],
     rank: Annotated[int, typer.Option("--rank", help="Place in the short list.", metavar="N")] = 1,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="megatron-lm, megatron-bridge, torchtitan, fsdp2 or deepspeed "
+            "[the first that the layout's framework has].",
+            metavar="NAME",
+        ),
+    ] = "",
+    launcher: Annotated[
+        str, typer.Option("--launcher", help="torchrun, slurm, kubernetes or ray.", metavar="NAME")
+    ] = "torchrun",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Where to write [the run directory].", metavar="DIR"),
@@ -27,7 +39,7 @@ def export_verb(
     """Write the launch files of one layout of a plan."""
     from dataclasses import replace
 
-    from autoparallel.cli.launch import write_launch_files
+    from autoparallel.cli.launch import launch_files, write_files
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest, site_record
 
@@ -39,9 +51,21 @@ def export_verb(
     entry = next((entry for entry in plan.entries if entry.rank == rank), None)
     if entry is None:
         raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} layouts")
+    name, found = launch_files(request, entry.layout, to, launcher)
     folder = out or (run if run.is_dir() else run.parent)
-    written = [str(path) for path in write_launch_files(request, entry.layout, folder)]
+    written = [str(path) for path in write_files(folder, name, found)]
     if json:
-        common.print_json({"layout": str(entry.layout), "files": written})
-    else:
-        typer.echo("\n".join(written))
+        answer = {
+            "layout": str(entry.layout),
+            "to": name,
+            "launcher": launcher,
+            "version": found.version,
+            "files": written,
+            "unused": list(found.unused),
+        }
+        common.print_json(answer)
+        return
+    typer.echo("\n".join(written))
+    if found.unused:
+        settings = ", ".join(found.unused)
+        typer.echo(f"site {request.site.name}: {launcher} has no place for {settings}", err=True)

@@ -4,41 +4,92 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoparallel import files
-from autoparallel.errors import bad_value
-from autoparallel.exporting import megatron_lm
-from autoparallel.exporting.megatron_lm import Run
+from autoparallel.errors import bad_value, nearest
+from autoparallel.exporting.job import Run, TrainingJob
 from autoparallel.framework import framework
 from autoparallel.layout import Layout
 from autoparallel.request import TrainingRequest
 
+if TYPE_CHECKING:
+    from autoparallel.exporting.targets import Exported
 
-def write_launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[Path]:
-    """Write `launch/megatron-lm/args.txt` and `run.sh` into `folder`; returns their paths.
+
+def launch_files(
+    request: TrainingRequest, layout: Layout, to: str = "", launcher: str = "torchrun"
+) -> tuple[str, Exported]:
+    """The exporter's name, and the files that it and the launcher write for a layout.
+
+    Args:
+        request: The job and its site.
+        layout: How it is laid out; its framework decides which exporters there are.
+        to: The exporter; the framework's usual one when empty.
+        launcher: What starts the nodes.
 
     Raises:
-        ConfigError: the framework, the layout or part of a node has no launch files.
+        ConfigError: an exporter that is not the framework's, or a job it cannot express.
     """
-    if framework(layout.framework, request.config_path).exporter != "megatron-lm":
-        rule = "has no exporter yet"
-        raise bad_value("framework", layout.framework, rule, "megatron-core has one")
-    job = (request.num_gpus, request.global_batch_size, request.seq_length)
-    arguments = megatron_lm.arguments(request.model, layout, *job, _run(request))
-    generation = request.cluster.gpu.generation
-    environment = {**megatron_lm.environment(layout, generation), **request.site.environment}
-    per_node = min(request.cluster.gpus_per_node, request.num_gpus)
-    nodes, rest = divmod(request.num_gpus, per_node)
-    if rest:
-        rule = f"is not whole nodes of {per_node} GPUs, which torchrun starts"
-        raise bad_value("num_gpus", request.num_gpus, rule, f"use {nodes * per_node}")
-    contents = {
-        "args.txt": megatron_lm.text(arguments),
-        "run.sh": megatron_lm.script(environment, nodes, per_node, "args.txt"),
-    }
-    place = "launch/megatron-lm"
-    return [files.write_text(folder, f"{place}/{name}", text) for name, text in contents.items()]
+    from autoparallel.exporting.targets import exported
+
+    name = _exporter(request, layout, to)
+    per_node = request.cluster.gpus_per_node
+    return name, exported(training_job(request, layout), name, launcher, request.site, per_node)
+
+
+def write_launch_files(
+    request: TrainingRequest,
+    layout: Layout,
+    folder: Path,
+    to: str = "",
+    launcher: str = "torchrun",
+) -> list[Path]:
+    """Write the launch files into `folder/launch/<exporter>/`; returns their paths."""
+    name, found = launch_files(request, layout, to, launcher)
+    return write_files(folder, name, found)
+
+
+def write_files(folder: Path, name: str, found: Exported) -> list[Path]:
+    """Write what was exported, scripts executable; returns the paths."""
+    written = []
+    for file, text in found.files.items():
+        path = files.write_text(folder, f"launch/{name}/{file}", text)
+        if text.startswith("#!"):
+            path.chmod(path.stat().st_mode | 0o111)
+        written.append(path)
+    return written
+
+
+def _exporter(request: TrainingRequest, layout: Layout, to: str) -> str:
+    """The exporter asked for, if it is one of the layout's framework; else the usual one."""
+    from autoparallel.exporting.targets import TARGETS
+
+    known = framework(layout.framework, request.config_path).exporters
+    if not known:
+        rule = "has no exporter"
+        raise bad_value("framework", layout.framework, rule, "megatron-core and fsdp2 have some")
+    if not to:
+        return known[0]
+    if to not in TARGETS:
+        raise bad_value("--to", to, "is not an exporter", nearest(to, TARGETS))
+    if to not in known:
+        rule = f"does not write layouts of {layout.framework}, which is for {', '.join(known)}"
+        raise bad_value("--to", to, rule, "search again with the framework that it writes")
+    return to
+
+
+def training_job(request: TrainingRequest, layout: Layout) -> TrainingJob:
+    """The request's job under a layout, for as long as the site's data and tokens allow."""
+    return TrainingJob(
+        model=request.model,
+        layout=layout,
+        num_gpus=request.num_gpus,
+        global_batch_size=request.global_batch_size,
+        seq_length=request.seq_length,
+        generation=request.cluster.gpu.generation,
+        run=_run(request),
+    )
 
 
 def _run(request: TrainingRequest) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,10 @@ def search_verb(
     ] = None,
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", help="Whole nodes of the cluster, for --gpus.", metavar="N"),
+    ] = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
     framework: common.FrameworkFlag = None,
@@ -50,10 +55,12 @@ def search_verb(
     """Rank the layouts of a model on a cluster."""
     if not 1 <= top <= 100_000:
         raise ConfigError(f"--top: {top} is not in 1 to 100000; the usual is 10")
+    if nodes is not None and gpus is not None:
+        raise ConfigError("--nodes: given beside --gpus; leave one")
     request = common.request_from(
         {
             "model": model,
-            "num_gpus": gpus,
+            "num_gpus": gpus if nodes is None else nodes,
             "cluster": cluster,
             "gpu": gpu,
             "framework": framework,
@@ -71,6 +78,8 @@ def search_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
+    if nodes is not None:
+        request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
     _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
 
 
@@ -135,6 +144,7 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
     lines += plan_view.peak_note(winner)
     lines += screen.legend(winner.parts or {}, "1")
     lines += plan_view.decision(plan, equal, request.cluster.gpu.memory_bytes)
+    lines += _fewer(request, winner.iteration_s)
     lines += plan_view.runner_up(plan)
     if given is not None:
         lines += plan_view.baseline_lines(given, winner)
@@ -151,6 +161,24 @@ def _simulated(where: Setting, layout: Layout) -> Simulated | None:
     request = where.request
     one = knobs([layout], [request.num_gpus], [request.global_batch_size])
     return simulated(where.case(one)) if layout.pipeline_model_parallel_size > 1 else None
+
+
+def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]:
+    """What a smaller number of GPUs would do, where this one divides badly."""
+    from autoparallel.cli.plan_view import time_text
+    from autoparallel.planning import solved
+    from autoparallel.ranking.spare import better_with_fewer
+
+    found = better_with_fewer(request, seconds, solved)
+    if found is None:
+        return []
+    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes} nodes"
+    text = (
+        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {nodes} spare: "
+        f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
+    )
+    text += f" ({found.gain:.0%} less)." if found.gain is not None else "."
+    return screen.prose(text, "bold")
 
 
 def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
@@ -178,21 +206,33 @@ def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: b
         write_kept(folder, result)
     names = ["plan.json", "request.yaml", "candidates.parquet"]
     if plan.entries:
-        names += _launch_files(request, plan.entries[0].layout, folder)
+        names += _launch_files(request, plan, folder)
     return names
 
 
-def _launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[str]:
-    """The winner's files; a plan that Megatron-LM cannot launch is a plan all the same."""
-    from autoparallel.cli.launch import write_launch_files
+def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[str]:
+    """Files of the best layout that an exporter of the framework can write.
 
-    try:
-        written = write_launch_files(request, layout, folder)
-    except ConfigError as error:
-        typer.echo(f"no launch files: {error}", err=True)
-        return []
-    root = folder.resolve()
-    return [str(path.resolve().relative_to(root)) for path in written]
+    A plan that nothing can launch is a plan all the same.
+    """
+    from autoparallel.cli.launch import write_launch_files
+    from autoparallel.framework import framework
+
+    first: ConfigError | None = None
+    for entry in plan.entries:
+        exporters = framework(entry.layout.framework, request.config_path).exporters
+        for to in exporters or ("",):
+            try:
+                written = write_launch_files(request, entry.layout, folder, to)
+            except ConfigError as error:
+                first = first or error
+                continue
+            if first is not None:
+                typer.echo(f"launch files are of number {entry.rank}, for {to}: {first}", err=True)
+            root = folder.resolve()
+            return [str(path.resolve().relative_to(root)) for path in written]
+    typer.echo(f"no launch files: {first}", err=True)
+    return []
 
 
 def _default_folder(request: TrainingRequest) -> Path:
@@ -209,6 +249,7 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     from autoparallel.units import GIB
 
     request = where.request
+    fewer = "\n".join(screen.plain(line) for line in _fewer(request, None))
     if result.nearest_miss is None:
         rule, count = next(iter(plan.pruned.items()), ("none", 0))
         found = candidates_of(request, where)
@@ -216,7 +257,7 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
             pass
         return (
             f"plan: none of {plan.considered:,} layouts is legal; the rule {rule!r} left out "
-            f"{count:,}, such as {found.example(rule)}"
+            f"{count:,}, such as {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
         )
     miss = shortfall(where, result.nearest_miss)
     part, size = miss.largest
@@ -237,4 +278,5 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
             "more GPUs, GPUs with more memory and the optimizer on the host were tried and do not "
             "fit either; take a smaller model, sequence or another space"
         )
+    lines += [fewer] if fewer else []
     return "\n  ".join(lines)

@@ -1,11 +1,13 @@
 """Launch files: a layout written down for the program that will run it.
 
-One file a launcher or framework. Each takes a model, a layout and the job around it, and returns
-text or tokens; writing them to disk is the caller's business. `megatron_lm` gives the complete
-argument list of Megatron-LM's `pretrain_gpt.py` at one pinned version (its field -> flag table is
-`megatron_flags`), the environment, and the script that ties them together.
+One file a framework and one a launcher. A framework's exporter takes a `TrainingJob` and gives a
+`Program`: its own files (arguments, TOML, YAML, JSON) and how `torchrun` starts it. A launcher
+wraps the script of one node for a scheduler. Everything is text; writing it to disk is the caller's
+business.
 """
 
-from autoparallel.exporting.megatron_lm import Run, arguments, environment
+from autoparallel.exporting.job import Run, TrainingJob
+from autoparallel.exporting.megatron_lm import arguments, environment
+from autoparallel.exporting.program import Program
 
-__all__ = ["Run", "arguments", "environment"]
+__all__ = ["Program", "Run", "TrainingJob", "arguments", "environment"]

@@ -14,47 +14,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from autoparallel.errors import bad_value
+from autoparallel.exporting.job import Run, TrainingJob, stage_sizes
 from autoparallel.exporting.megatron_flags import VERSION, tokens
 from autoparallel.exporting.megatron_model import model_fields
+from autoparallel.exporting.program import Program, node_script, one_line
 from autoparallel.layout import Layout
 from autoparallel.model import Model
 from autoparallel.plan import megatron_fields
 
 _NEW_GENERATIONS = ("blackwell", "rubin")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What is trained on, for how long, with which optimizer settings.
-
-    Attributes:
-        data_path: Megatron's blend (weights and prefixes); empty means `--mock-data`.
-        tokenizer_type: `NullTokenizer` needs no files and takes the model's vocabulary size.
-        force_load_balancing: Route tokens evenly over experts whatever the router says: for timing
-            untrained weights, never for training.
-        save: Checkpoint folder; empty writes none.
-    """
-
-    train_iters: int = 50
-    lr: float = 1e-4
-    min_lr: float = 1e-5
-    lr_decay_style: str = "cosine"
-    lr_warmup_iters: int = 5
-    weight_decay: float = 0.1
-    clip_grad: float = 1.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    data_path: tuple[str, ...] = ()
-    tokenizer_type: str = "NullTokenizer"
-    tokenizer_model: str = ""
-    force_load_balancing: bool = False
-    save: str = ""
-    save_interval: int = 1000
-    distributed_timeout_minutes: int = 60
 
 
 def arguments(
@@ -79,29 +50,53 @@ def arguments(
         ConfigError: Megatron-LM core_v0.16.1 has no flags for this model or layout, or the GPUs or
             the batch do not divide.
     """
-    return tokens(fields(model, layout, num_gpus, global_batch_size, seq_length, run or Run()))
+    job = TrainingJob(
+        model=model,
+        layout=layout,
+        num_gpus=num_gpus,
+        global_batch_size=global_batch_size,
+        seq_length=seq_length,
+        run=run or Run(),
+    )
+    return tokens(fields(job))
 
 
-def fields(
-    model: Model,
-    layout: Layout,
-    num_gpus: int,
-    global_batch_size: int,
-    seq_length: int,
-    run: Run,
-) -> dict[str, Any]:
+def program(job: TrainingJob, prefix: str = "") -> Program:
+    """`args.txt` and how `pretrain_gpt.py` is started with it.
+
+    `MEGATRON_LM` (the checkout) comes from the environment of the script.
+    """
+    name = f"{prefix}args.txt"
+    return Program(
+        version=f"Megatron-LM {VERSION}",
+        files={name: text(tokens(fields(job)))},
+        before=(_read(name),),
+        command=_COMMAND,
+        environment=environment(job.layout, job.generation),
+    )
+
+
+_COMMAND = '"${MEGATRON_LM:?the Megatron-LM checkout}/pretrain_gpt.py" "${arguments[@]}"'
+
+
+def _read(arguments_file: str) -> str:
+    return f'mapfile -t arguments < "$here"/{shlex.quote(arguments_file)}'
+
+
+def fields(job: TrainingJob) -> dict[str, Any]:
     """The job in Megatron-LM's argument names, before the table."""
-    dp = _data_parallel_size(layout, num_gpus, global_batch_size)
+    model, layout, run = job.model, job.layout, job.run
+    dp = job.data_parallel_size
     _refuse(model, layout)
     shared = megatron_fields(layout, dp)
     del shared["virtual_pipeline_model_parallel_size"]
     return {
-        **model_fields(model, seq_length),
+        **model_fields(model, job.seq_length),
         **shared,
         **_stages(model, layout),
         **_context(model, layout),
         **_expert_sizes(model, layout),
-        "global_batch_size": global_batch_size,
+        "global_batch_size": job.global_batch_size,
         **_sharding(layout),
         **_offload(layout),
         **_precision(layout),
@@ -113,9 +108,7 @@ def fields(
 
 def text(arguments: Sequence[str]) -> str:
     """The tokens as a file: one a line."""
-    if broken := [token for token in arguments if "\n" in token or "\r" in token or "\0" in token]:
-        raise bad_value("argument", broken[0], "holds a line end, which the file form cannot carry")
-    return "".join(f"{token}\n" for token in arguments)
+    return "".join(f"{one_line('argument', token)}\n" for token in arguments)
 
 
 def environment(layout: Layout, generation: str) -> dict[str, str]:
@@ -141,28 +134,15 @@ def environment(layout: Layout, generation: str) -> dict[str, str]:
 def script(
     environment: Mapping[str, str], num_nodes: int, gpus_per_node: int, arguments_file: str
 ) -> str:
-    """A bash script that starts the job on one node; run it on every node.
-
-    `NNODES`, `NODE_RANK`, `MASTER_ADDR`, `MASTER_PORT` and `MEGATRON_LM` (the checkout) come from
-    its environment: one node needs only the last, several also their number and the first's
-    address. The arguments are read from `arguments_file` beside the script, wherever it is started.
-    """
-    several = num_nodes > 1
-    node = "NODE_RANK:?the number of this node, from 0" if several else "NODE_RANK:-0"
-    master = "MASTER_ADDR:?the address of node 0" if several else "MASTER_ADDR:-localhost"
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# Arguments are for Megatron-LM {VERSION}; other versions rename flags.",
-        "set -euo pipefail",
-        *exports,
-        f'mapfile -t arguments < "$(dirname "${{BASH_SOURCE[0]}}")"/{shlex.quote(arguments_file)}',
-        f'exec torchrun --nnodes "${{NNODES:-{num_nodes}}}" --node-rank "${{{node}}}" \\',
-        f"  --nproc-per-node {gpus_per_node} \\",
-        f'  --master-addr "${{{master}}}" --master-port "${{MASTER_PORT:-29500}}" \\',
-        '  "${MEGATRON_LM:?the Megatron-LM checkout}/pretrain_gpt.py" "${arguments[@]}"',
-    ]
-    return "\n".join(lines) + "\n"
+    """A bash script that starts `pretrain_gpt.py` on one node; run it on every node."""
+    started = Program(
+        version=f"Megatron-LM {VERSION}",
+        files={},
+        before=(_read(arguments_file),),
+        command=_COMMAND,
+        environment=environment,
+    )
+    return node_script(started, num_nodes, gpus_per_node)
 
 
 def _connections(layout: Layout, generation: str) -> str | None:
@@ -176,22 +156,6 @@ def _connections(layout: Layout, generation: str) -> str | None:
     if "moe" in layout.overlap or generation.startswith(_NEW_GENERATIONS):
         return "32" if overlapped or "moe" in layout.overlap else None
     return "1" if overlapped else None
-
-
-def _data_parallel_size(layout: Layout, num_gpus: int, global_batch_size: int) -> int:
-    size = layout.model_parallel_size
-    if num_gpus < size or num_gpus % size:
-        rule = f"GPUs are not a multiple of tp x pp x cp = {size}"
-        raise bad_value("num_gpus", num_gpus, rule, "change the layout or the number of GPUs")
-    dp = num_gpus // size
-    if global_batch_size < 1 or global_batch_size % (layout.micro_batch_size * dp):
-        rule = f"is not a multiple of mbs {layout.micro_batch_size} x dp {dp}"
-        raise bad_value("global_batch_size", global_batch_size, rule, "use a multiple of it")
-    replicas = dp * layout.context_parallel_size
-    if layout.shard_group_size and replicas % layout.shard_group_size:
-        rule = f"does not divide the {replicas} replicas (dp x cp)"
-        raise bad_value("shard", layout.shard_group_size, rule, "use a divisor of it")
-    return dp
 
 
 def _refuse(model: Model, layout: Layout) -> None:
@@ -229,18 +193,10 @@ def _expert_sizes(model: Model, layout: Layout) -> dict[str, Any]:
 def _stages(model: Model, layout: Layout) -> dict[str, Any]:
     """Layers of every stage: even, embedding and loss counted in, first / last, or spelled out."""
     pp, vpp = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
-    chunks, stages = pp * vpp, layout.stage_layers
     virtual = {"num_virtual_stages_per_pipeline_rank": vpp} if vpp > 1 else {}
-    if not stages and model.num_layers % chunks:
-        rule = f"layers are not a multiple of pp {pp} x vpp {vpp}"
-        raise bad_value("num_layers", model.num_layers, rule, "give the layers as stages=...")
-    if not stages or set(stages) == {model.num_layers / chunks}:
+    stages = stage_sizes(model, layout)
+    if len(set(stages)) == 1:
         return virtual
-    if len(stages) != chunks or sum(stages) != model.num_layers:
-        rule = (
-            f"are not {chunks} stages (pp {pp} x vpp {vpp}) with {model.num_layers} layers in all"
-        )
-        raise bad_value("stages", ",".join(map(str, stages)), rule)
     for named in (_accounted(stages, model.num_layers), _first_and_last(stages, pp, vpp)):
         if named:
             return named | virtual
@@ -342,7 +298,7 @@ def _training(model: Model, run: Run) -> dict[str, Any]:
         "lr": run.lr,
         "min_lr": run.min_lr,
         "lr_decay_style": run.lr_decay_style,
-        "lr_warmup_iters": min(run.lr_warmup_iters, run.train_iters - 1),
+        "lr_warmup_iters": run.warmup_iters,
         "weight_decay": run.weight_decay,
         "clip_grad": run.clip_grad,
         "adam_beta1": run.adam_beta1,

@@ -21,7 +21,15 @@ from autoparallel.request.compose import (
     picked,
     root,
 )
-from autoparallel.request.records import MAX_GPUS, Site, TrainingRequest, text_mapping, texts, whole
+from autoparallel.request.records import (
+    MAX_GPUS,
+    Site,
+    TrainingRequest,
+    objective_name,
+    text_mapping,
+    texts,
+    whole,
+)
 from autoparallel.strict_yaml import Rule, read_fields
 
 SEQ_LENGTH_CAP = 8192
@@ -70,7 +78,7 @@ def training_request(
         seq_length: Tokens a sequence.
         tokens: Tokens of the whole run.
         space: Catalog name or file of what is searched; None takes `default`.
-        objective: One of `OBJECTIVES`.
+        objective: One of `OBJECTIVES`, or its short word.
         allow_numerics: Let the search move knobs that change the mathematics.
         baseline: A layout to compare with.
 
@@ -112,13 +120,15 @@ def _settled(
     model = _model(chosen, config, own)
     workload = _workload(config, job, model)
     cluster = _cluster(chosen, config, own)
-    if _text(config, "objective") == "cost_usd" and cluster.usd_per_gpu_hour is None:
+    objective = objective_name(_text(config, "objective"))
+    if objective == "cost_usd" and cluster.usd_per_gpu_hour is None:
         hint = "give cluster.usd_per_gpu_hour=2.5"
-        raise bad_value("objective", "cost_usd", f"needs a price, {cluster.name} has none", hint)
+        raise bad_value("objective", objective, f"needs a price, {cluster.name} has none", hint)
     return {
         "model": model,
         "cluster": cluster,
         **{key: _text(config, key) for key in SCALARS},
+        "objective": objective,
         **{key: value for key, (value, _) in workload.items()},
         "space_name": chosen["space"],
         "space": _mapping(config, "space"),

@@ -19,6 +19,8 @@ from autoparallel.strict_yaml import Rule, read_fields, read_yaml, refuse_code
 
 OBJECTIVES = ("iteration_s", "cost_usd", "energy_kwh", "memory_bytes")
 """What the ranking makes small; the names are those of a plan's fields."""
+OBJECTIVE_WORDS = dict(zip(("time", "cost", "energy", "headroom"), OBJECTIVES, strict=True))
+"""Short words for them; headroom is the memory that a layout leaves."""
 
 SCHEMA_VERSION = 1
 MAX_GPUS = 1_000_000
@@ -133,6 +135,19 @@ class TrainingRequest:
         return cls.from_mapping(read_yaml(path), str(path))
 
 
+def objective_name(word: str) -> str:
+    """The objective that a word stands for: its own name, or a short one.
+
+    Raises:
+        ConfigError: neither.
+    """
+    name = OBJECTIVE_WORDS.get(word, word)
+    if name not in OBJECTIVES:
+        known = (*OBJECTIVE_WORDS, *OBJECTIVES)
+        raise bad_value("objective", word, "is not an objective", nearest(word, known))
+    return name
+
+
 def whole(field_name: str, value: object, least: int, most: float) -> int:
     """`value` as an integer in `least..most`."""
     return int(Rule(kind=int, least=least, most=most).read(field_name, value))
@@ -149,10 +164,9 @@ def _check(request: TrainingRequest) -> None:
         rule = f"is more than the {limit} GPUs of {request.cluster.name}"
         raise bad_value("num_gpus", request.num_gpus, rule, "ask for fewer, or another cluster")
     if request.objective not in OBJECTIVES:
-        rule = "is not an objective"
-        raise bad_value(
-            "objective", request.objective, rule, nearest(request.objective, OBJECTIVES)
-        )
+        objective_name(request.objective)
+        rule = "is a short word, and a record holds the name"
+        raise bad_value("objective", request.objective, rule, "known: " + ", ".join(OBJECTIVES))
     _check_precision(request.precision, request.cluster.gpu)
 
 

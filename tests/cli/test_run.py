@@ -155,11 +155,46 @@ def test_nothing_legal_names_the_rule_with_its_numbers(run):
     assert "0 legal" in out
 
 
-def test_a_layout_megatron_cannot_launch_still_has_a_plan(run, tmp_path):
+def test_a_layout_that_nothing_launches_still_has_a_plan(run, tmp_path):
+    code, _, err = run(*SEARCH, "--framework", "yafsdp", "--out", tmp_path / "x")
+    assert code == 0
+    assert "no launch files: framework: 'yafsdp' has no exporter" in err
+    assert load_plan(tmp_path / "x").entries
+
+
+def test_the_next_exporter_of_the_framework_writes_what_the_first_cannot(run, tmp_path):
     code, _, err = run(*SEARCH, "--framework", "fsdp2", "--out", tmp_path / "x")
     assert code == 0
-    assert "no launch files: framework: 'fsdp2'" in err
-    assert load_plan(tmp_path / "x").entries
+    assert "for fsdp2: gpt-tiny.normalization: 'LayerNorm' is in none of its families" in err
+    assert (tmp_path / "x" / "launch" / "fsdp2" / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--to", "torchtitan"), ("'torchtitan'", "megatron-lm, megatron-bridge")),
+        (("--to", "megatron"), ("'megatron'", "'megatron-lm'")),
+        (("--launcher", "slurmm"), ("'slurmm'", "'slurm'")),
+    ],
+)
+def test_export_to_the_wrong_place_is_exit_2(run, flags, words):
+    run(*SEARCH, "--json", "--out", "x")
+    code, out, err = run("export", "x", *flags)
+    assert (code, out) == (2, "")
+    for word in words:
+        assert word in err
+
+
+def test_export_to_another_framework_and_launcher(run, tmp_path):
+    run(*SEARCH, "--json", "--out", "x")
+    flags = ("--to", "megatron-bridge", "--launcher", "kubernetes", "--site", "kubernetes")
+    code, out, _ = run("export", "x", *flags, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["to"], answer["launcher"]) == ("megatron-bridge", "kubernetes")
+    names = {Path(file).name for file in answer["files"]}
+    assert {"config.yaml", "bridge_pretrain.py", "run.sh", "job.yaml"} <= names
+    assert {Path(file).parent.name for file in answer["files"]} == {"megatron-bridge"}
 
 
 @pytest.mark.parametrize(("precision", "noted"), [("bf16", False), ("fp8", True)])
@@ -189,12 +224,12 @@ def test_export_writes_the_rank_asked_for_with_the_sites_settings(run, tmp_path)
         "export", "x", "--rank", "7", "--out", "y", "--site", "ours", "--config-dir", "own"
     )
     assert code == 0
-    files = [Path(line) for line in out.splitlines()]
-    arguments = files[0].read_text().split("\n")
+    files = {Path(line).name: Path(line) for line in out.splitlines()}
+    arguments = files["args.txt"].read_text().split("\n")
     wanted = load_plan(tmp_path / "x").entries[6].layout.pipeline_model_parallel_size
     assert arguments[arguments.index("--pipeline-model-parallel-size") + 1] == str(wanted)
     assert "/data/b" in arguments
-    assert "export NCCL_DEBUG=INFO" in files[1].read_text()
+    assert "export NCCL_DEBUG=INFO" in files["run.sh"].read_text()
 
 
 @pytest.mark.parametrize(

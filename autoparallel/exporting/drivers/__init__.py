@@ -1,0 +1,1 @@
+"""Programs that are copied beside launch files: read as text, never imported here."""
