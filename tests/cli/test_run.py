@@ -172,7 +172,7 @@ def test_the_next_exporter_of_the_framework_writes_what_the_first_cannot(run, tm
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--to", "torchtitan"), ("'torchtitan'", "megatron-lm, megatron-bridge")),
+        (("--to", "torchtitan"), ("'torchtitan'", "megatron-lm and megatron-bridge can")),
         (("--to", "megatron"), ("'megatron'", "'megatron-lm'")),
         (("--launcher", "slurmm"), ("'slurmm'", "'slurm'")),
     ],
