@@ -422,3 +422,21 @@ def test_junk_overrides_are_a_message_or_a_request(overrides):
         request = training_request(model="gpt-tiny", num_gpus=8, overrides=overrides)
         saved = request.to_mapping()
         assert TrainingRequest.from_mapping(saved) == request
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("time", "iteration_s"),
+        ("cost", "cost_usd"),
+        ("energy", "energy_kwh"),
+        ("headroom", "memory_bytes"),
+        ("energy_kwh", "energy_kwh"),
+    ],
+)
+def test_objectives_have_short_words(word, name):
+    price = ["cluster.usd_per_gpu_hour=2.5"]
+    by_flag = training_request(model="gpt-tiny", num_gpus=8, objective=word, overrides=price)
+    by_key = training_request(model="gpt-tiny", num_gpus=8, overrides=[*price, f"objective={word}"])
+    assert by_flag.objective == by_key.objective == name
+    assert TrainingRequest.from_mapping(by_flag.to_mapping()) == by_flag

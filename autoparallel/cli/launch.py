@@ -74,7 +74,7 @@ def _exporter(request: TrainingRequest, layout: Layout, to: str) -> str:
     if to not in TARGETS:
         raise bad_value("--to", to, "is not an exporter", nearest(to, TARGETS))
     if to not in known:
-        rule = f"does not write layouts of {layout.framework}, which is for {', '.join(known)}"
+        rule = f"does not write layouts of {layout.framework}, {' and '.join(known)} can"
         raise bad_value("--to", to, rule, "search again with the framework that it writes")
     return to
 

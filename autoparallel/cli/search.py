@@ -55,12 +55,10 @@ def search_verb(
     """Rank the layouts of a model on a cluster."""
     if not 1 <= top <= 100_000:
         raise ConfigError(f"--top: {top} is not in 1 to 100000; the usual is 10")
-    if nodes is not None and gpus is not None:
-        raise ConfigError("--nodes: given beside --gpus; leave one")
     request = common.request_from(
         {
             "model": model,
-            "num_gpus": gpus if nodes is None else nodes,
+            "num_gpus": _count(gpus, nodes),
             "cluster": cluster,
             "gpu": gpu,
             "framework": framework,
@@ -81,6 +79,13 @@ def search_verb(
     if nodes is not None:
         request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
     _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
+
+
+def _count(gpus: int | None, nodes: int | None) -> int | None:
+    """What counts the machines: GPUs, or nodes that become GPUs once the cluster is known."""
+    if nodes is not None and gpus is not None:
+        raise ConfigError("--nodes: given beside --gpus; leave one")
+    return gpus if nodes is None else nodes
 
 
 def _answer(

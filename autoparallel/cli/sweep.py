@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json as json_module
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from autoparallel.cli import common, screen
+from autoparallel.cli import common, screen, sweep_view
 from autoparallel.errors import NothingFitsError, bad_value
 
 if TYPE_CHECKING:
-    from autoparallel.cli.screen import Line
     from autoparallel.sweep import Axes, Limits, SweepResult
 
 T = TypeVar("T")
@@ -82,32 +79,38 @@ def sweep_verb(
     )
     usual = "cost_usd" if max_days is not None else "iteration_s"
     wanted = objective_name(objective) if objective else usual
-    fixed: dict[str, Any] = {
+    fixed = {
         "tokens": tokens,
         "space": space,
         "overrides": tuple(overrides or ()),
         "allow_numerics": _allowed(allow),
         "config_dir": config_dir,
         "profiles_dir": profiles_dir,
-        "objective": "memory_bytes" if wanted == "memory_bytes" else None,
+        "objective": wanted if wanted == "memory_bytes" else None,
+    }
+    names = {"cluster": cluster, "framework": framework, "precision": precision}
+    counts = {"global_batch_size": global_batch_size, "seq_length": seq_length}
+    varied: dict[str, Any] = {
+        **{key: _texts(_flag(key), text) or (None,) for key, text in names.items()},
+        **{key: _numbers(_flag(key), text) or (None,) for key, text in counts.items()},
     }
     axes = Axes(
         model=_needed("--model", _texts("--model", model)),
         num_gpus=_needed("--gpus", _numbers("--gpus", gpus)),
-        cluster=_texts("--cluster", cluster) or (None,),
-        framework=_texts("--framework", framework) or (None,),
-        precision=_texts("--precision", precision) or (None,),
-        global_batch_size=_numbers("--global-batch-size", global_batch_size) or (None,),
-        seq_length=_numbers("--seq-length", seq_length) or (None,),
         weak=weak,
         usd_per_gpu_hour=_prices(price),
         fixed=fixed,
+        **varied,
     )
     found = cases(axes)
     _check_prices(axes, [case.values["cluster"] for case in found])
     with _progress(len(found), quiet or json) as step:
         results = run_cases(found, out, ray_address, step)
     _answer(results, limits, wanted, out=out, as_json=json, quiet=quiet)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _answer(
@@ -121,28 +124,28 @@ def _answer(
 ) -> None:
     """Save the table, show it and the decision."""
     from autoparallel import files
-    from autoparallel.sweep import decided
+    from autoparallel.sweep import decisions
 
-    best = decided(results, limits, objective)
+    best = decisions(results, limits, objective)
     record = _record(results, limits, objective, best)
     text = json_module.dumps(record, indent=2, allow_nan=False) + "\n"
     if out is not None:
         files.write_text(out, "sweep.json", text)
-        files.write_text(out, "sweep.csv", csv_text(results))
+        files.write_text(out, "sweep.csv", sweep_view.csv_text(results))
     if as_json:
         typer.echo(text, nl=False)
     else:
-        lines = table(results, best)
-        lines += [] if quiet else _notes(results, limits, objective, best)
+        lines = sweep_view.table(results, best)
+        lines += [] if quiet else sweep_view.notes(results, limits, objective, best)
         if out is not None and not quiet:
             lines += screen.prose(f"Files in {out}/: sweep.json, sweep.csv, cases/", "dim")
         screen.show(lines)
-    if best is None:
-        raise NothingFitsError(_nothing(results, limits))
+    if not best:
+        raise NothingFitsError(sweep_view.nothing_within(results, limits))
 
 
 def _record(
-    results: Sequence[SweepResult], limits: Limits, objective: str, best: SweepResult | None
+    results: Sequence[SweepResult], limits: Limits, objective: str, best: Sequence[SweepResult]
 ) -> dict[str, Any]:
     """What `--json` prints and `sweep.json` holds."""
     from autoparallel.sweep import break_evens, scaled
@@ -153,159 +156,11 @@ def _record(
         "objective": objective,
         "max_days": limits.max_days,
         "max_usd": limits.max_usd,
-        "best": best.id if best else None,
+        "best": [result.id for result in best],
         "cases": [result.to_json() for result in results],
         "scaling": [asdict(item) for item in scaled(results)],
         "break_even": [asdict(item) for item in break_evens(results)],
     }
-
-
-def csv_text(results: Sequence[SweepResult]) -> str:
-    """One row a case, empty where a number is unknown."""
-    out = io.StringIO()
-    rows = [result.to_json() for result in results]
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def table(results: Sequence[SweepResult], best: SweepResult | None) -> list[Line]:
-    """One line a case; what is the same in all of them is left out."""
-    from autoparallel.cli.plan_view import time_scale
-    from autoparallel.sweep import scaled
-
-    efficiency = {item.id: item for item in reversed(scaled(results))}  # strong before weak
-    times = [r.iteration_s for r in results if r.iteration_s]
-    scale, unit, digits = time_scale(max(times, default=1.0))
-    heads = {
-        "model": [r.model for r in results],
-        "cluster": [r.cluster for r in results],
-        "framework": [r.framework for r in results],
-        "precision": [r.precision for r in results],
-        "sequence": [str(r.seq_length or "-") for r in results],
-        "batch": [str(r.global_batch_size or "-") for r in results],
-    }
-    text = ("model", "cluster", "framework", "precision")
-    columns = [
-        screen.Column(head="", cells=["*" if r is best else "" for r in results], right=False),
-        *(
-            screen.Column(head=name, cells=cells, right=name not in text)
-            for name, cells in heads.items()
-            if len(set(cells)) > 1
-        ),
-        screen.Column(head="GPUs", cells=[f"{r.num_gpus:,}" for r in results]),
-        screen.Column(
-            head=f"step {unit}", cells=[_of(r.iteration_s, scale, digits) for r in results]
-        ),
-        screen.Column(
-            head="MFU %", cells=[_of(r.model_flops_utilization, 100, 1) for r in results]
-        ),
-        screen.Column(
-            head="scaling %",
-            cells=[
-                _of(efficiency[r.id].efficiency if r.id in efficiency else None, 100, 1)
-                for r in results
-            ],
-        ),
-        screen.Column(head="days", cells=[_of(r.days, 1, 1) for r in results]),
-        screen.Column(head="kUSD", cells=[_of(r.cost_usd, 1e-3, 0) for r in results]),
-        screen.Column(head="MWh", cells=[_of(r.energy_kwh, 1e-3, 0) for r in results]),
-        screen.Column(head="free %", cells=[_of(r.free_memory_fraction, 100, 0) for r in results]),
-        screen.Column(head="layout", cells=[_layout_cell(r) for r in results], right=False),
-    ]
-    known = [c for c in columns if any(cell not in ("", "-") for cell in c.cells)]
-    return screen.rows(known, bold_first=False)
-
-
-def _of(value: float | None, scale: float, digits: int) -> str:
-    return "-" if value is None else f"{value * scale:,.{digits}f}"
-
-
-def _layout_cell(result: SweepResult) -> str:
-    if result.layout:
-        return result.layout
-    return f"{result.state.replace('_', ' ')}: {result.message}"
-
-
-def _notes(
-    results: Sequence[SweepResult], limits: Limits, objective: str, best: SweepResult | None
-) -> list[Line]:
-    """The decision, and what else the table says."""
-    from autoparallel.sweep import break_evens
-
-    lines = _decision(best, limits, objective)
-    for result in results:
-        if result.use_gpus is not None and result.use_gpus_iteration_s is not None:
-            lines += screen.prose(_spare(result))
-    for item in break_evens(results)[:SHOWN]:
-        price = f" (USD {item.usd_per_gpu_hour:.2f})" if item.usd_per_gpu_hour else ""
-        text = (
-            f"Break-even on {item.num_gpus:,} GPUs, {item.model}: a GPU-hour of {item.cluster} is "
-            f"worth {item.ratio:.2f} of {item.other}{price}."
-        )
-        lines += screen.prose(text)
-    lost = sum(result.state != "ok" for result in results)
-    if lost:
-        lines += screen.prose(f"{lost} of {len(results)} cases have no layout.", "yellow")
-    return lines
-
-
-SHOWN = 6
-"""Pairs of clusters for which a break-even is shown; `--json` has all."""
-
-
-def _decision(best: SweepResult | None, limits: Limits, objective: str) -> list[Line]:
-    if best is None:
-        return []
-    words = {
-        "iteration_s": "fastest",
-        "cost_usd": "cheapest" if best.cost_usd is not None else "fewest GPU-hours",
-        "energy_kwh": "least energy",
-        "memory_bytes": "most memory free",
-    }
-    within = []
-    if limits.max_days is not None:
-        within.append(f"{limits.max_days:g} days")
-    if limits.max_usd is not None:
-        within.append(f"USD {limits.max_usd:,.0f}")
-    bound = f" within {' and '.join(within)}" if within else ""
-    numbers = [f"{best.days:,.1f} days"] if best.days is not None else []
-    numbers += [f"USD {best.cost_usd:,.0f}"] if best.cost_usd is not None else []
-    numbers += [f"{best.energy_kwh / 1e3:,.0f} MWh"] if best.energy_kwh is not None else []
-    text = (
-        f"Take {best.model} on {best.num_gpus:,} x {best.cluster} ({words[objective]}{bound}): "
-        f"{screen.firm(best.layout)}" + (f", {', '.join(numbers)}" if numbers else "") + "."
-    )
-    return screen.prose(text, "bold green")
-
-
-def _spare(result: SweepResult) -> str:
-    """`1,000 GPUs: use 960`, with what it buys."""
-    start = f"{result.num_gpus:,} GPUs of {result.cluster}: use {result.use_gpus:,}"
-    if result.iteration_s is None:
-        return f"{start}, which has a layout; the rest are spares."
-    gain = 1 - (result.use_gpus_iteration_s or 0.0) / result.iteration_s
-    return f"{start}: the step is {gain:.0%} shorter, and the rest are spares."
-
-
-def _nothing(results: Sequence[SweepResult], limits: Limits) -> str:
-    """The nearest case, or why there is none."""
-    usable = [r for r in results if r.state == "ok"]
-    if not usable:
-        return f"sweep: none of {len(results)} cases has a layout; the first: {results[0].message}"
-    shortest = min(
-        (r for r in usable if r.days is not None), key=lambda r: r.days or 0, default=None
-    )
-    if shortest is None:
-        return "sweep: the tokens of the run are unknown, so there are no days; give --tokens"
-    cost = f", USD {shortest.cost_usd:,.0f}" if shortest.cost_usd is not None else ""
-    missing = limits.max_usd is not None and all(r.cost_usd is None for r in usable)
-    hint = "; no case has a price, give --price CLUSTER=USD" if missing else ""
-    return (
-        f"sweep: none of {len(usable)} cases stays within the limits; the shortest takes "
-        f"{shortest.days:,.1f} days{cost} on {shortest.num_gpus:,} x {shortest.cluster}{hint}"
-    )
 
 
 def _progress(total: int, silent: bool) -> AbstractContextManager[Callable[..., None] | None]:

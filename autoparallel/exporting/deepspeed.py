@@ -17,7 +17,7 @@ from autoparallel.errors import bad_value
 from autoparallel.exporting.hf_model import hf_config
 from autoparallel.exporting.job import TrainingJob, stage_sizes
 from autoparallel.exporting.program import Program, one_line
-from autoparallel.exporting.refusal import cannot, every_nth_layer
+from autoparallel.exporting.refusal import cannot, every_nth_layer, refuse_prediction_layers
 
 VERSION = "DeepSpeed 0.19.8"
 
@@ -105,6 +105,7 @@ def run_settings(job: TrainingJob) -> dict[str, Any]:
 
 
 def _refuse(job: TrainingJob) -> None:
+    refuse_prediction_layers(job, VERSION)
     layout = job.layout
     alone = {
         "pp": layout.pipeline_model_parallel_size,
@@ -114,30 +115,30 @@ def _refuse(job: TrainingJob) -> None:
     for word, size in alone.items():
         if size > 1:
             why = "the exported program splits the data and single matrices only"
-            raise cannot(job, word, size, VERSION, why, f"use {word}1")
+            raise cannot(word, size, VERSION, why, f"use {word}1")
     if layout.tensor_model_parallel_size > 1 and layout.zero_stage == 3:
         why = "tensor parallelism there goes with zero 0 to 2"
-        raise cannot(job, "tp", layout.tensor_model_parallel_size, VERSION, why, "use zero2 or tp1")
+        raise cannot("tp", layout.tensor_model_parallel_size, VERSION, why, "use zero2 or tp1")
     if layout.sequence_parallel:
         why = "it keeps whole sequences between the matrices"
-        raise cannot(job, "sp", "on", VERSION, why, "leave sp out")
+        raise cannot("sp", "on", VERSION, why, "leave sp out")
     if layout.precision not in ("bf16", "fp16"):
         why = "it has bf16 and fp16"
-        raise cannot(job, "prec", layout.precision, VERSION, why, "use prec=bf16")
+        raise cannot("prec", layout.precision, VERSION, why, "use prec=bf16")
     if layout.recompute_granularity == "selective":
         why = "Hugging Face models recompute whole layers"
         shown = "+".join(layout.recompute_modules)
-        raise cannot(job, "recompute", shown, VERSION, why, "use recompute=full or none")
+        raise cannot("recompute", shown, VERSION, why, "use recompute=full or none")
     if layout.recompute_granularity == "full" and layout.recompute_method == "block":
         why = "Hugging Face models recompute every layer or none"
         shown = f"full/block/{layout.recompute_num_layers}"
-        raise cannot(job, "recompute", shown, VERSION, why, "use recompute=full/uniform/1")
+        raise cannot("recompute", shown, VERSION, why, "use recompute=full/uniform/1")
     if layout.cuda_graph_scope != "none" or set(layout.overlap) & {"tp", "moe"}:
         why = "it has neither CUDA graphs nor overlap inside a layer"
-        raise cannot(job, "graph, overlap", str(layout), VERSION, why, "leave them out")
+        raise cannot("graph, overlap", str(layout), VERSION, why, "leave them out")
     if layout.shard_group_size:
         why = "it shards the optimizer over all replicas"
-        raise cannot(job, "shard", layout.shard_group_size, VERSION, why, "leave shard out")
+        raise cannot("shard", layout.shard_group_size, VERSION, why, "leave shard out")
 
 
 def _zero(job: TrainingJob) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _offload(job: TrainingJob) -> dict[str, Any]:
     fraction, stage = job.layout.optimizer_offload_fraction, job.layout.zero_stage
     if stage == 0 or (fraction < 1 and stage < 3):
         why = "the host takes the whole optimizer under zero 1 and 2, a part under zero 3"
-        raise cannot(job, "offload", fraction, VERSION, why, "use offload=opt1 or zero3")
+        raise cannot("offload", fraction, VERSION, why, "use offload=opt1 or zero3")
     return {"device": "cpu", "pin_memory": True, **({"ratio": fraction} if stage == 3 else {})}
 
 

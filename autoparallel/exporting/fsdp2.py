@@ -18,7 +18,12 @@ from autoparallel.errors import bad_value
 from autoparallel.exporting.hf_model import hf_config
 from autoparallel.exporting.job import TrainingJob, stage_sizes
 from autoparallel.exporting.program import Program, one_line
-from autoparallel.exporting.refusal import cannot, every_nth_layer, refuse_megatron_words
+from autoparallel.exporting.refusal import (
+    cannot,
+    every_nth_layer,
+    refuse_megatron_words,
+    refuse_prediction_layers,
+)
 
 VERSION = "NeMo AutoModel 0.7.0"
 
@@ -94,25 +99,26 @@ def settings(job: TrainingJob) -> dict[str, Any]:
 def _refuse(job: TrainingJob) -> None:
     layout, family = job.layout, hf_config(job.model, 1)["model_type"]
     refuse_megatron_words(job, VERSION)
+    refuse_prediction_layers(job, VERSION)
     if layout.zero_stage < 2:
         why = "FSDP2 shards gradients and optimizer states always"
-        raise cannot(job, "zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
+        raise cannot("zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
     if layout.schedule not in _SCHEDULES:
         why = f"its schedules are {', '.join(_SCHEDULES)}"
-        raise cannot(job, "sched", layout.schedule, VERSION, why)
+        raise cannot("sched", layout.schedule, VERSION, why)
     if layout.precision != "bf16":
         why = "its recipe here is bf16 with float32 gradients and master weights"
-        raise cannot(job, "prec", layout.precision, VERSION, why, "use prec=bf16")
+        raise cannot("prec", layout.precision, VERSION, why, "use prec=bf16")
     if layout.optimizer_offload_fraction:
         why = "its offload moves parameters and gradients too"
         fraction = layout.optimizer_offload_fraction
-        raise cannot(job, "offload", fraction, VERSION, why, "leave offload out")
+        raise cannot("offload", fraction, VERSION, why, "leave offload out")
     if layout.context_parallel_size > 1 and layout.cp_comm_type != "p2p":
         why = "it has ring attention only"
-        raise cannot(job, "cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")
+        raise cannot("cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")
     if layout.pipeline_model_parallel_size > 1 and family in _NO_PIPELINE:
         why = f"it does not split the {family} family over a pipeline"
-        raise cannot(job, "pp", layout.pipeline_model_parallel_size, VERSION, why, "use pp1")
+        raise cannot("pp", layout.pipeline_model_parallel_size, VERSION, why, "use pp1")
     _refuse_experts(job, family)
 
 
@@ -121,9 +127,9 @@ def _refuse_experts(job: TrainingJob, family: str) -> None:
     ep, etp = layout.expert_model_parallel_size, layout.expert_tensor_parallel_size
     if ep > 1 and family not in _EXPERT_PARALLEL:
         why = f"expert parallelism is for {', '.join(_EXPERT_PARALLEL)}, this is {family}"
-        raise cannot(job, "ep", ep, VERSION, why, "use ep1")
+        raise cannot("ep", ep, VERSION, why, "use ep1")
     if job.model.num_moe_experts and etp > 1:
-        raise cannot(job, "etp", etp, VERSION, "it does not split experts", "use etp1")
+        raise cannot("etp", etp, VERSION, "it does not split experts", "use etp1")
 
 
 def _model(job: TrainingJob) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def _distributed(job: TrainingJob) -> dict[str, Any]:
     shard = layout.shard_group_size or dp * cp
     if shard % cp:
         why = f"a sharding group there is whole groups of cp {cp}"
-        raise cannot(job, "shard", shard, VERSION, why, "use a multiple of cp")
+        raise cannot("shard", shard, VERSION, why, "use a multiple of cp")
     return {
         "strategy": "fsdp2",
         "dp_size": dp,
@@ -182,7 +188,7 @@ def _recompute(job: TrainingJob) -> str | bool:
     if nth > 1:
         count = job.layout.recompute_num_layers
         why = "it recomputes every layer or none"
-        raise cannot(job, "recompute", f"full/block/{count}", VERSION, why, "use full/uniform/1")
+        raise cannot("recompute", f"full/block/{count}", VERSION, why, "use full/uniform/1")
     return "full" if nth else False
 
 

@@ -6,9 +6,7 @@ from autoparallel.errors import ConfigError, bad_value
 from autoparallel.exporting.job import TrainingJob
 
 
-def cannot(
-    job: TrainingJob, word: str, value: object, version: str, why: str, hint: str = ""
-) -> ConfigError:
+def cannot(word: str, value: object, version: str, why: str, hint: str = "") -> ConfigError:
     """The error for a word of the layout that `version` has no setting for."""
     return bad_value(word, value, f"cannot be written for {version}: {why}", hint)
 
@@ -23,21 +21,33 @@ def refuse_megatron_words(job: TrainingJob, version: str) -> None:
     pp = layout.pipeline_model_parallel_size
     if layout.cuda_graph_scope != "none":
         why = "it captures no part of a layer in CUDA graphs"
-        raise cannot(job, "graph", layout.cuda_graph_scope, version, why, "use graph=none")
+        raise cannot("graph", layout.cuda_graph_scope, version, why, "use graph=none")
     if "moe" in layout.overlap:
         why = "it does not overlap the experts' all-to-all"
-        raise cannot(job, "overlap", "moe", version, why, "leave moe out")
+        raise cannot("overlap", "moe", version, why, "leave moe out")
     if missing := [name for name in ("grad", "param") if name not in layout.overlap]:
         why = "it always overlaps gradient reduction and parameter gathering"
         hint = f"add {missing[0]} to overlap"
-        raise cannot(job, "overlap", "+".join(layout.overlap) or "none", version, why, hint)
+        raise cannot("overlap", "+".join(layout.overlap) or "none", version, why, hint)
     if layout.microbatch_group_size_per_vp_stage not in (0, pp):
         why = f"its interleaved schedule takes groups of pp {pp}"
         group = layout.microbatch_group_size_per_vp_stage
-        raise cannot(job, "group", group, version, why, "leave group out")
+        raise cannot("group", group, version, why, "leave group out")
     if layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel:
         why = "tensor parallelism there always splits the sequence between the matrices"
-        raise cannot(job, "sp", "off", version, why, "add sp")
+        raise cannot("sp", "off", version, why, "add sp")
+
+
+def refuse_prediction_layers(job: TrainingJob, version: str) -> None:
+    """Extra prediction layers, which Hugging Face's models carry in their config and do not train.
+
+    Raises:
+        ConfigError: the model has some.
+    """
+    if job.model.mtp_num_layers:
+        why = "it does not train extra prediction layers"
+        hint = "search with model.mtp_num_layers=0 to train without"
+        raise cannot("model.mtp_num_layers", job.model.mtp_num_layers, version, why, hint)
 
 
 def every_nth_layer(job: TrainingJob, sizes: tuple[int, ...], version: str) -> int:
@@ -58,4 +68,4 @@ def every_nth_layer(job: TrainingJob, sizes: tuple[int, ...], version: str) -> i
         return size // count
     why = f"it recomputes one layer in n, and stages have {','.join(map(str, sizes))} layers"
     hint = "use full/uniform/1, or full/block/N with N dividing the layers of every stage"
-    raise cannot(job, "recompute", shown, version, why, hint)
+    raise cannot("recompute", shown, version, why, hint)

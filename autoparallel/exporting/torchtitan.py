@@ -92,23 +92,23 @@ def _refuse(job: TrainingJob) -> None:
     refuse_megatron_words(job, VERSION)
     if layout.zero_stage < 2:
         why = "FSDP2 shards gradients and optimizer states always"
-        raise cannot(job, "zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
+        raise cannot("zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
     if layout.schedule not in _SCHEDULES:
         why = f"its schedules are {', '.join(_SCHEDULES)}"
-        raise cannot(job, "sched", layout.schedule, VERSION, why)
+        raise cannot("sched", layout.schedule, VERSION, why)
     if layout.grad_reduce_dtype != "fp32":
         why = "it reduces gradients in float32 only"
-        raise cannot(job, "grad", layout.grad_reduce_dtype, VERSION, why, "use grad=fp32")
+        raise cannot("grad", layout.grad_reduce_dtype, VERSION, why, "use grad=fp32")
     if layout.precision not in ("bf16", "mxfp8", *_FLOAT8):
         why = "it has bf16, tensorwise float8 and mxfp8"
-        raise cannot(job, "prec", layout.precision, VERSION, why)
+        raise cannot("prec", layout.precision, VERSION, why)
     if layout.optimizer_offload_fraction:
         why = "its offload moves parameters and gradients too"
         fraction = layout.optimizer_offload_fraction
-        raise cannot(job, "offload", fraction, VERSION, why, "leave offload out")
+        raise cannot("offload", fraction, VERSION, why, "leave offload out")
     if layout.context_parallel_size > 1 and layout.cp_comm_type not in _ROTATE:
         why = "it has ring attention (p2p) and all_gather"
-        raise cannot(job, "cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")
+        raise cannot("cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")
 
 
 def _model(job: TrainingJob) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _parallelism(job: TrainingJob) -> dict[str, Any]:
     shard = layout.shard_group_size or dp * cp
     if shard % cp:
         why = f"a sharding group there is whole groups of cp {cp}"
-        raise cannot(job, "shard", shard, VERSION, why, "use a multiple of cp")
+        raise cannot("shard", shard, VERSION, why, "use a multiple of cp")
     return {
         "data_parallel_replicate_degree": dp * cp // shard,
         "data_parallel_shard_degree": shard // cp,
@@ -202,7 +202,7 @@ def _experts(job: TrainingJob) -> dict[str, Any]:
         return {}
     if etp not in (1, layout.tensor_model_parallel_size):
         why = f"the experts' tensor parallel size is 1 or tp {layout.tensor_model_parallel_size}"
-        raise cannot(job, "etp", etp, VERSION, why)
+        raise cannot("etp", etp, VERSION, why)
     return {"expert_parallel_degree": ep, "expert_tensor_parallel_degree": etp}
 
 

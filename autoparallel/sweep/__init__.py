@@ -6,7 +6,7 @@ a few axes, each searched like a single request. Takes requests, gives one `Swee
 scaling, the cheapest cluster for a deadline, prices at which two clusters break even.
 """
 
-from autoparallel.sweep.answers import Limits, break_evens, decided, scaled
+from autoparallel.sweep.answers import Limits, break_evens, decided, decisions, scaled
 from autoparallel.sweep.cases import Axes, SweepCase, cases
 from autoparallel.sweep.results import SweepResult, searched_case
 from autoparallel.sweep.running import run_cases
@@ -19,6 +19,7 @@ __all__ = [
     "break_evens",
     "cases",
     "decided",
+    "decisions",
     "run_cases",
     "scaled",
     "searched_case",

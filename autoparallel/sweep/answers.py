@@ -62,6 +62,8 @@ class BreakEven:
     other: str
     num_gpus: int
     model: str
+    framework: str
+    seq_length: int | None
     ratio: float
     usd_per_gpu_hour: float | None
 
@@ -125,6 +127,15 @@ def decided(results: Iterable[SweepResult], limits: Limits, objective: str) -> S
     return None
 
 
+def decisions(results: Iterable[SweepResult], limits: Limits, objective: str) -> list[SweepResult]:
+    """The best case of every job: a model at a sequence length is what is to be done."""
+    jobs: dict[Group, list[SweepResult]] = defaultdict(list)
+    for result in results:
+        jobs[result.model, result.seq_length].append(result)
+    found = (decided(same, limits, objective) for same in jobs.values())
+    return [best for best in found if best is not None]
+
+
 _VALUES: dict[str, tuple[Callable[[SweepResult], float | None], ...]] = {
     "iteration_s": (
         lambda r: r.days,
@@ -156,6 +167,8 @@ def break_evens(results: Iterable[SweepResult]) -> list[BreakEven]:
                     other=slow.cluster,
                     num_gpus=fast.num_gpus,
                     model=fast.model,
+                    framework=fast.framework,
+                    seq_length=fast.seq_length,
                     ratio=ratio,
                     usd_per_gpu_hour=None if price is None else ratio * price,
                 )

@@ -172,7 +172,7 @@ def test_the_next_exporter_of_the_framework_writes_what_the_first_cannot(run, tm
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--to", "torchtitan"), ("'torchtitan'", "megatron-lm, megatron-bridge")),
+        (("--to", "torchtitan"), ("'torchtitan'", "megatron-lm and megatron-bridge can")),
         (("--to", "megatron"), ("'megatron'", "'megatron-lm'")),
         (("--launcher", "slurmm"), ("'slurmm'", "'slurm'")),
     ],
@@ -339,3 +339,38 @@ def test_explain_of_what_is_illegal_or_does_not_fit(run):
     assert answer["change"]["fits_probability"] >= 0.5
     _, out, _ = run("explain", "x", "tp2 pp8 mbs1 sp zero1")
     assert "It would not fit" in out
+
+
+def test_explain_tells_shadow_prices_and_the_nearest_winner(run):
+    run(*BIG, "--json", "--out", "x")
+    _, out, _ = run("explain", "x", "tp8 pp8 mbs1 sp zero1 recompute=full", "--json")
+    answer = json.loads(out)
+    won = answer["to_win"]
+    assert won["iteration_s"] <= answer["winner_iteration_s"] * 1.002
+    assert won["fits_probability"] >= 0.5
+    assert "recompute=full/uniform/1" in won["without"]
+    prices = answer["shadow_prices"]
+    assert set(prices) == {"memory", "job_memory", "rates"}
+    assert prices["rates"]["arithmetic"] > 0.01
+    for price in prices["memory"]:
+        assert price["more_bytes"] > 0
+        assert price["iteration_s"] < answer["iteration_s"]
+    _, out, _ = run("explain", "x", "tp8 pp8 mbs1 sp zero1 recompute=full")
+    assert "Nearest layout that would win: " in out
+    assert "10% more would save: arithmetic" in out
+
+
+def test_nodes_are_gpus_by_the_cluster(run):
+    job = ("--model", "gpt-tiny", "--cluster", "dgx-h100", "--json")
+    _, by_nodes, _ = run("search", *job, "--nodes", "2")
+    _, by_gpus, _ = run("search", *job, "--gpus", "16")
+    assert timeless(json.loads(by_nodes)) == timeless(json.loads(by_gpus))
+    code, _, err = run("search", *job, "--nodes", "2", "--gpus", "16")
+    assert code == 2
+    assert "--nodes: given beside --gpus" in err
+
+
+def test_where_the_gpus_divide_badly_fewer_are_named(run):
+    code, _, err = run("search", "--model", "gpt-175b", "--nodes", "125", "--json")
+    assert code == 3
+    assert "1,000 GPUs: use 960 and keep 5 nodes spare: tp" in err

@@ -17,7 +17,7 @@ JOBS = (
     job(GPT, "tp1 pp1 mbs1 zero3 recompute=full"),
     job(LLAMA, "tp4 pp1 mbs2 zero2 grad=bf16"),
     job(model("mixtral-8x7b"), "tp1 pp1 mbs1 zero1 prec=fp16"),
-    job(model("deepseek-v3"), "tp1 pp1 mbs1 zero3 offload=opt0.5 grad=bf16"),
+    job(model("deepseek-v3", mtp_num_layers=0), "tp1 pp1 mbs1 zero3 offload=opt0.5 grad=bf16"),
 )
 
 
@@ -82,6 +82,11 @@ def test_the_profiling_run_is_short_and_on_random_tokens() -> None:
 def test_what_the_program_cannot_do_is_refused(words: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         program(job(LLAMA, words))
+
+
+def test_prediction_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.mtp_num_layers: 1"):
+        program(job(model("deepseek-v3"), "tp1 pp1 mbs1 zero3"))
 
 
 def test_a_blend_is_refused() -> None:

@@ -18,7 +18,7 @@ from autoparallel.hf_config import from_hf_config
 
 CLASSES = keys("automodel_0.7.0")["classes"]
 GPT, LLAMA = model("gpt-175b"), model("llama-3.1-405b")
-MIXTRAL, DEEPSEEK = model("mixtral-8x7b"), model("deepseek-v3")
+MIXTRAL, DEEPSEEK = model("mixtral-8x7b"), model("deepseek-v3", mtp_num_layers=0)
 JOBS = (
     job(GPT, "tp8 pp1 mbs1 sp zero3 recompute=full"),
     job(LLAMA, "tp4 pp8 vpp2 cp2 mbs1 sp zero2 stages=7,8*14,7"),
@@ -103,6 +103,7 @@ def test_every_hugging_face_config_reads_back_as_the_same_model(name: str) -> No
     ("of", "named"),
     [
         (job(GPT, "tp1 pp2 mbs1 zero2"), "pp: 2"),
+        (job(model("deepseek-v3"), "tp1 pp1 mbs1 zero3"), "model.mtp_num_layers: 1"),
         (job(MIXTRAL, "tp1 pp1 ep8 mbs1 zero3"), "ep: 8"),
         (job(DEEPSEEK, "tp2 pp1 ep8 etp2 mbs1 sp zero3"), "etp: 2"),
         (job(LLAMA, "tp1 pp1 mbs1 zero3 prec=mxfp8"), "prec: 'mxfp8'"),

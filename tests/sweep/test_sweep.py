@@ -20,6 +20,7 @@ from autoparallel.sweep import (
     break_evens,
     cases,
     decided,
+    decisions,
     run_cases,
     scaled,
 )
@@ -197,6 +198,18 @@ def test_the_decision_depends_on_the_objective_and_the_limits() -> None:
     assert decided([replace(few, cost_usd=None), many], Limits(), "cost_usd").id == "many"
 
 
+def test_every_job_has_a_decision_of_its_own() -> None:
+    found = [
+        result(id="a", days=5.0, cost_usd=1.0),
+        result(id="b", days=4.0, cost_usd=2.0, num_gpus=16),
+        result(id="c", days=9.0, cost_usd=9.0, model="other"),
+        result(id="d", days=1.0, cost_usd=0.5, seq_length=256),
+        result(id="e", days=2.0, cost_usd=0.4, seq_length=256, state="error"),
+    ]
+    assert [r.id for r in decisions(found, Limits(), "iteration_s")] == ["b", "c", "d"]
+    assert [r.id for r in decisions(found, Limits(max_usd=2), "cost_usd")] == ["a", "d"]
+
+
 def test_at_the_break_even_price_both_cost_the_same() -> None:
     slow = result(id="s", cluster="old", days=10.0, usd_per_gpu_hour=1.5)
     fast = result(id="f", cluster="new", days=4.0)
@@ -231,7 +244,7 @@ def test_objectives_pick_differently_over_gpus(run) -> None:
         code, out, _ = run(*PRICED, "--objective", word, "--json", "--out", "s")
         answer = json.loads(out)
         assert code == 0
-        (best,) = [c for c in answer["cases"] if c["id"] == answer["best"]]
+        (best,) = [c for c in answer["cases"] if [c["id"]] == answer["best"]]
         picked[word] = best["num_gpus"]
     assert picked == {"time": 256, "cost": 64, "energy": 64}
     answer = json.loads(Path("s/sweep.json").read_text())
@@ -247,7 +260,7 @@ def test_objectives_pick_differently_over_gpus(run) -> None:
 def test_limits_that_nothing_meets_are_exit_3_after_the_table(run) -> None:
     code, out, err = run(*PRICED, "--max-days", "0.001", "--json")
     assert code == 3
-    assert json.loads(out)["best"] is None
+    assert json.loads(out)["best"] == []
     assert "none of 2 cases stays within the limits; the shortest takes" in err
 
 
