@@ -30,6 +30,9 @@ UNFUSED_SCORE_BYTES, UNFUSED_BACKWARD_BYTES = 13.0, 20.0
 """Traffic per attention score, unfused. Forward: written by the product (2), softmax (4), dropout
 and its mask (5), read by the second product (2). Backward: both products (8), dropout (5), softmax
 (6), 1."""
+SOFTMAX_HEADS = 4.0
+"""Megatron's fused kernel for scale, mask and softmax takes a multiple of so many heads x sequences
+(Megatron-Core 0.16.1 `FusedScaleMaskSoftmax.is_kernel_available`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,6 +127,13 @@ def mlp_s(case: Case, width: Num, T: Num, shards: Num) -> Passes:
     m = case.model
     f = width / shards
     return linear_s(T, m.h, (m.k - 1) * f, case) + linear_s(T, f, m.h, case)
+
+
+def torch_softmax(case: Case) -> Num:
+    """1 where unfused attention also has to do without the fused softmax kernel."""
+    heads = case.knobs.mbs * case.model.a / case.knobs.tp
+    fused = np.mod(heads, SOFTMAX_HEADS) == 0
+    return np.where(fused | (np.asarray(case.traits.flash_attention) > 0), 0.0, 1.0)
 
 
 def attention_core_s(case: Case) -> tuple[Num, Num]:
