@@ -1,13 +1,30 @@
 """Words of measured rows: spelling does not matter, unknown words are named."""
 
+from dataclasses import replace
+
 import pytest
 
 from autoparallel import catalog
 from autoparallel.errors import ConfigError
 from autoparallel.layout import PRECISIONS, RECOMPUTE_MODULES, SCHEDULES
 from autoparallel.measured import words
-from autoparallel.measured.cases import _cluster_of
-from tests.measured.test_cases import RUN, read, replace
+from autoparallel.measured.cases import _cluster_of, read
+from autoparallel.measured.rows import MeasuredRun
+
+RUN = MeasuredRun(
+    framework="Megatron-LM",
+    num_layers=24,
+    hidden_size=2048,
+    num_attention_heads=16,
+    seq_length=2048,
+    gpu="a100-sxm-80gb",
+    num_gpus=8,
+    tensor_model_parallel_size=2,
+    pipeline_model_parallel_size=2,
+    micro_batch_size=1,
+    global_batch_size=16,
+    iteration_s=1.0,
+)
 
 
 @pytest.mark.parametrize("known", [*PRECISIONS, *SCHEDULES])
