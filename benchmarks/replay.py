@@ -227,8 +227,8 @@ def page() -> str:
         f"# Replay of measured search groups, {datetime.now(UTC):%Y-%m}\n\n"
         "    python benchmarks/replay.py\n\n"
         f"{len(found)} search groups of {MEASURED.relative_to(ROOT)} with {sum(sizes)} distinct\n"
-        f"layouts, {max(sizes)} in the largest. Calibrated constants (`profiles/`) were fitted to the\n"
-        "same runs; priors never saw a run. A layout that runs out of memory is a run spent.\n"
+        f"layouts, {max(sizes)} in the largest. Calibrated constants (`profiles/`) were fitted to\n"
+        "the same runs; priors never saw a run. A layout that runs out of memory is a run spent.\n"
         f"The goal: within {GOAL_REGRET:.0%} of the best in at most {GOAL_RUNS} runs.\n\n"
     )
     return head + table(by_strategy).markdown() + missed(found, calibrated["learning"]).markdown()
