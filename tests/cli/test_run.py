@@ -304,3 +304,16 @@ def test_explain_of_what_is_illegal_or_does_not_fit(run):
     assert answer["change"]["fits_probability"] >= 0.5
     _, out, _ = run("explain", "x", "tp2 pp8 mbs1 sp zero1")
     assert "It would not fit" in out
+
+
+def test_all_frameworks_give_the_plan_of_the_fastest(run):
+    """Fastest of the frameworks one by one; the saved request names it."""
+    names = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
+    plans = {n: json.loads(run(*SEARCH, "--framework", n, "--json")[1]) for n in names}
+    fastest = min(plans, key=lambda n: plans[n]["plan"][0]["iteration_s"])
+    every = json.loads(run(*SEARCH, "--framework", "all", "--json")[1])
+    assert every["request"]["framework"] == fastest
+    assert timeless(every) == timeless(plans[fastest])
+    _, out, _ = run(*SEARCH, "--framework", "all", "--out", "here")
+    assert out.splitlines()[1].split()[0] == fastest
+    assert {line.split()[0] for line in out.splitlines()[1 : len(names) + 1]} == set(names)
