@@ -62,8 +62,12 @@ def group(case: Case, ranks: Num, stride: Num) -> Group:
 
 
 def waited(ranks: Num) -> Num:
-    """Wait for the slowest of `ranks`, relative to 8: the extreme of a sample grows as its log."""
-    return np.log2(np.maximum(ranks, 1.0)) / 3.0
+    """Wait for the slowest of `ranks`, in waits among a node's 8.
+
+    The extreme of a sample grows as the logarithm of its size; among few ranks it is the same.
+    """
+    several = np.asarray(np.asarray(ranks) > 1, dtype=np.float64)
+    return np.maximum(np.log2(np.maximum(ranks, 1.0)) / 3.0, 1.0) * several
 
 
 def all_gather_s(message_bytes: Num, g: Group, case: Case) -> Num:
