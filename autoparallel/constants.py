@@ -80,6 +80,9 @@ class Constants:
     ep_exposed: Num = _constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
     pp_exposed: Num = _constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = _constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
+    expert_efficiency: Num = _constant(
+        0.7, 0.3, 1.1, "speed of grouped expert GEMMs over dense ones of the same sizes"
+    )
     expert_imbalance: Num = _constant(
         1.1, 1.0, 2.0, "load of the fullest expert rank over the mean"
     )

@@ -36,6 +36,9 @@ class Traits:
         async_tp: 1 when tensor-parallel communication is split and overlapped with its GEMM.
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
+        fp8_weight_bytes: Bytes of a parameter's fp8 copies beside its half-precision weight, under
+            delayed or tensorwise scaling with a sharded optimizer; 0 where they replace it.
+        dropout: 1 where models with biases are trained with dropout, whose masks are kept.
         bucket_bytes: Gradients reduced by one collective (Megatron: 40 million parameters).
         logits_sharded: 1 when the logits stay split over tensor-parallel ranks.
     """
@@ -52,6 +55,8 @@ class Traits:
     async_tp: Num = 0.0
     fp32_logits_copies: Num = 2.0
     logits_sharded: Num = 1.0
+    fp8_weight_bytes: Num = 2.0
+    dropout: Num = 1.0
     bucket_bytes: Num = 160e6
 
 

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "measured" / "training.csv"
 GOALS = ROOT / "docs" / "accuracy-goals.md"
 MEGATRON = ("megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed")
-FSDP = ("fsdp", "fsdp2", "yafsdp")
+FSDP = ("fsdp", "fsdp2", "composer", "yafsdp")
 
 Mask = NDArray[np.bool_]
 

@@ -59,7 +59,7 @@ def fit(
     data: Data,
     names: Sequence[str],
     prior: Constants,
-    prior_width: float,
+    prior_width: float | Column,
     near: Constants | None = None,
 ) -> Fit:
     """The constants `names` that best explain `data`; the others stay at `prior`.
@@ -68,7 +68,7 @@ def fit(
         data: Measured runs.
         names: Constants that may move.
         prior: What they are pulled to.
-        prior_width: Standard deviation of a constant's log around its prior.
+        prior_width: Standard deviation of a constant's log around its prior, of all or of each.
         near: Where the search begins, when something better than the prior is known.
     """
     low = np.array([np.log(_floor(bounds(n)[0])) for n in names])

@@ -32,7 +32,7 @@ GROUP_WEIGHT_CAP = 25.0
 """Rows after which a split group gains no further weight."""
 LABEL_WEIGHT = 4.0
 """Weight of one label's logarithmic score against one measured peak."""
-OUT_OF_MEMORY_WEIGHT = 2.0
+OUT_OF_MEMORY_WEIGHT = 3.0
 """How much dearer a promise to a run that fails is than turning down one that would run."""
 RAN_WEIGHT = 0.1
 """Weight of a run that is only known to have run: it bounds memory from one side, and what it

@@ -40,6 +40,24 @@ KNOWN_OF: Mapping[str, Mapping[str, float]] = {
 """What a family's software is known to do, put in place of what all families agree on: these reduce
 gradients after the last micro-batch, not behind it (vTrain's configurations; Megatron-LM of
 2021-22)."""
+OWN_WIDTH: Mapping[str, float] = {"expert_efficiency": 0.8}
+"""Constants that frameworks do not share: no fit over all of them, each family starts at the prior
+and may go this far from it."""
+SOFTWARE = (
+    "launch_s_per_layer",
+    "launch_tp_factor",
+    "step_overhead_s",
+    "tp_exposed",
+    "shard_exposed",
+    "gather_exposed",
+    "cp_exposed",
+    "ep_exposed",
+    "pp_exposed",
+    "bubble",
+    "expert_efficiency",
+    "moe_launch",
+)
+"""Constants that say how code is written, not how fast a GPU is."""
 GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
 IDENTIFIED = 0.6
 """A constant is measured when the data shrink its prior's width to this share or less."""
@@ -83,7 +101,8 @@ def framework_part(family: str) -> str:
 def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
     """Constants of an unknown machine, from all families without constants of their own."""
     ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
-    names = [n for n in CONSTANT_NAMES if n not in (*FIXED, "launch_tp_pp_factor")]
+    fixed = (*FIXED, *OWN_WIDTH, "launch_tp_pp_factor")
+    names = [n for n in CONSTANT_NAMES if n not in fixed]
     use = among & ordinary if (among & ordinary).any() else among
     return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH, near)
 
@@ -95,15 +114,45 @@ def _of_all(rows: Rows) -> Constants:
 
 
 def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | None:
-    """Constants of one family, pulled to `base`; None without runs."""
+    """Constants of one family, pulled to `base`; None without runs.
+
+    What is known of its code comes first, then what the runs of the same code on another GPU
+    generation say of it, where those are more.
+    """
     mine = among & (rows.families == family)
     if not mine.any():
         return None
-    own = FAMILY_ONLY.get(framework_part(family), {})
-    known = KNOWN_OF.get(framework_part(family), {})
-    fixed = (*FIXED, *({"launch_tp_pp_factor"} - own.keys()))
+    kind = framework_part(family)
+    lent = _software(rows, family, among, base)
+    own, known = FAMILY_ONLY.get(kind, {}), KNOWN_OF.get(kind, {})
+    return _fit_rows(rows, mine, kind, replace(base, **{**lent, **own, **known}))
+
+
+def _fit_rows(rows: Rows, mine: Mask, kind: str, prior: Constants) -> Fit:
+    fixed = (*FIXED, *({"launch_tp_pp_factor"} - FAMILY_ONLY.get(kind, {}).keys()))
     names = [n for n in CONSTANT_NAMES if n not in fixed]
-    return fit(rows.at(mine), names, replace(base, **own, **known), FAMILY_WIDTH)
+    return fit(rows.at(mine), names, prior, np.array([_width(kind, n) for n in names]))
+
+
+def _software(rows: Rows, family: str, among: Mask, base: Constants) -> dict[str, float]:
+    """What the richest sibling (same framework, another GPU) has measured of the code's constants.
+
+    Nothing where `family` has more runs itself.
+    """
+    kind = framework_part(family)
+    names, counts = np.unique(rows.families[among], return_counts=True)
+    siblings = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
+    siblings = {n: c for n, c in siblings.items() if framework_part(n) == kind}
+    richest = max(siblings, key=lambda n: siblings[n])
+    if richest == family:
+        return {}
+    known = {**FAMILY_ONLY.get(kind, {}), **KNOWN_OF.get(kind, {})}
+    found = _fit_rows(rows, among & (rows.families == richest), kind, replace(base, **known))
+    return {
+        name: float(getattr(found.constants, name))
+        for name in SOFTWARE
+        if found.deviations[name] <= IDENTIFIED * _width(kind, name)
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -164,14 +213,15 @@ def _calibration(
         state="measured",
         rows=int(mine.sum()),
         measured_names=tuple(
-            n for n, d in own.deviations.items() if d <= IDENTIFIED * _width(name)
+            n for n, d in own.deviations.items() if d <= IDENTIFIED * _width(name, n)
         ),
         source=source,
     )
 
 
-def _width(name: str) -> float:
-    return GLOBAL_WIDTH if name == EVERYTHING else FAMILY_WIDTH
+def _width(family: str, name: str) -> float:
+    """How far the constant `name` of a family may go from its prior."""
+    return GLOBAL_WIDTH if family == EVERYTHING else OWN_WIDTH.get(name, FAMILY_WIDTH)
 
 
 def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:

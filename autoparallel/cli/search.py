@@ -32,7 +32,10 @@ def search_verb(
     ] = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
-    framework: common.FrameworkFlag = None,
+    framework: Annotated[
+        str | None,
+        typer.Option("--framework", help="A framework, or all [megatron-core].", metavar="NAME"),
+    ] = None,
     precision: common.PrecisionFlag = None,
     global_batch_size: common.BatchFlag = None,
     seq_length: common.SequenceFlag = None,
@@ -55,13 +58,14 @@ def search_verb(
     """Rank the layouts of a model on a cluster."""
     if not 1 <= top <= 100_000:
         raise ConfigError(f"--top: {top} is not in 1 to 100000; the usual is 10")
+    every = framework == EVERY_FRAMEWORK
     request = common.request_from(
         {
             "model": model,
             "num_gpus": _count(gpus, nodes),
             "cluster": cluster,
             "gpu": gpu,
-            "framework": framework,
+            "framework": FRAMEWORKS[0] if every else framework,
             "precision": precision,
             "global_batch_size": global_batch_size,
             "seq_length": seq_length,
@@ -78,7 +82,36 @@ def search_verb(
     )
     if nodes is not None:
         request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
+    if every:
+        request = _fastest_framework(request, quiet or json)
     _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
+
+
+EVERY_FRAMEWORK = "all"
+FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
+"""What `--framework all` compares."""
+
+
+def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest:
+    """The request under the framework whose first layout is best; the comparison is shown."""
+    from autoparallel.cli import plan_view
+    from autoparallel.planning import search
+
+    measure = "memory_bytes" if request.objective == "memory_bytes" else "iteration_s"
+    asked = [replace(request, framework=name) for name in FRAMEWORKS]
+    firsts = [search(one, top=1).entries for one in asked]
+    found = [
+        (one, replace(entries[0], best_probability=None))
+        for one, entries in zip(asked, firsts, strict=True)
+        if entries
+    ]
+    if not found:
+        return request
+    found.sort(key=lambda pair: getattr(pair[1], measure))
+    if not quiet:
+        labels = [one.framework for one, _ in found]
+        screen.show(plan_view.entry_table(labels, [entry for _, entry in found]))
+    return found[0][0]
 
 
 def _count(gpus: int | None, nodes: int | None) -> int | None:

@@ -56,9 +56,18 @@ def group(case: Case, ranks: Num, stride: Num) -> Group:
         ranks=ranks,
         per_domain=per_domain,
         bandwidth_bytes_per_s=np.where(crosses > 0, np.minimum(inter, intra), intra),
-        latency_s=(c.collective_latency_s + hops) * (np.asarray(ranks) > 1),
+        latency_s=(c.collective_latency_s * waited(ranks) + hops) * (np.asarray(ranks) > 1),
         crosses=crosses,
     )
+
+
+def waited(ranks: Num) -> Num:
+    """Wait for the slowest of `ranks`, in waits among a node's 8.
+
+    The extreme of a sample grows as the logarithm of its size; among few ranks it is the same.
+    """
+    several = np.asarray(np.asarray(ranks) > 1, dtype=np.float64)
+    return np.maximum(np.log2(np.maximum(ranks, 1.0)) / 3.0, 1.0) * several
 
 
 def all_gather_s(message_bytes: Num, g: Group, case: Case) -> Num:
@@ -86,8 +95,8 @@ def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
         g.ranks,
         case.machine.intra_bytes_per_s,
     )
-    several = np.asarray(np.asarray(g.ranks) > 1, dtype=np.float64)
-    return isolated / case.constants.intra_bandwidth + case.constants.collective_latency_s * several
+    wait_s = case.constants.collective_latency_s * waited(g.ranks)
+    return isolated / case.constants.intra_bandwidth + wait_s
 
 
 def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:

@@ -30,6 +30,13 @@ UNFUSED_SCORE_BYTES, UNFUSED_BACKWARD_BYTES = 13.0, 20.0
 """Traffic per attention score, unfused. Forward: written by the product (2), softmax (4), dropout
 and its mask (5), read by the second product (2). Backward: both products (8), dropout (5), softmax
 (6), 1."""
+PERMUTE_BYTES = 12.0
+"""Traffic per element of a routed token, each way, in 16 bit: sorted by rank (written, the input is
+one of K copies), then by local expert (read and written), before the experts; the same after them
+(Megatron-Core 0.16.1 `MoEAlltoAllTokenDispatcher`)."""
+SOFTMAX_HEADS = 4.0
+"""Megatron's fused kernel for scale, mask and softmax takes a multiple of so many heads x sequences
+(Megatron-Core 0.16.1 `FusedScaleMaskSoftmax.is_kernel_available`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,6 +133,13 @@ def mlp_s(case: Case, width: Num, T: Num, shards: Num) -> Passes:
     return linear_s(T, m.h, (m.k - 1) * f, case) + linear_s(T, f, m.h, case)
 
 
+def torch_softmax(case: Case) -> Num:
+    """1 where unfused attention also has to do without the fused softmax kernel."""
+    heads = case.knobs.mbs * case.model.a / case.knobs.tp
+    fused = np.mod(heads, SOFTMAX_HEADS) == 0
+    return np.where(fused | (np.asarray(case.traits.flash_attention) > 0), 0.0, 1.0)
+
+
 def attention_core_s(case: Case) -> tuple[Num, Num]:
     """Scores, softmax and context of one layer: (forward, backward).
 
@@ -197,11 +211,12 @@ def moe_layer(case: Case) -> Operators:
     local = np.maximum(m.E / k.ep, 1.0)
     arriving = T / k.tp * m.K * k.etp * c.expert_imbalance
     per_expert = arriving / local
-    experts = local * mlp_s(case, m.f_e, per_expert, k.etp)
+    experts = local * mlp_s(case, m.f_e, per_expert, k.etp) / c.expert_efficiency
     shared = mlp_s(case, m.f_s, T, k.tp) * (np.asarray(m.f_s) > 0)
     router = linear_s(T, m.h, np.maximum(m.E, 1.0), case, narrow=False) / k.tp
     gemm = attention_projections_s(case) + experts + shared + router
-    permuted = 8 * arriving * m.h * c.moe_traffic / case.machine.memory_bandwidth_bytes_per_s
+    moved = PERMUTE_BYTES + 2.5 * np.where(is_narrow(case), 4.0, 0.0)
+    permuted = moved * arriving * m.h * c.moe_traffic / case.machine.memory_bandwidth_bytes_per_s
     active = m.f_e * m.K + m.f_s
     forward, backward = memory_bound_s(case, active)
     return _layer(case, gemm, (forward + permuted, backward + permuted))

@@ -43,6 +43,7 @@ COMMUNICATOR_BYTES = 0.36e9
 
 Source: ai-dynamo/aiconfigurator `h100_sxm.yaml`.
 """
+GATHERED_IN_FP8 = [PRECISIONS.index(name) for name in ("fp8", "fp8-tensorwise")]
 LOGISTIC_SLOPE = 1.702
 """Slope at which the logistic curve is the normal distribution within 0.01."""
 
@@ -212,13 +213,14 @@ def static_bytes(case: Case, params: RankParameters) -> tuple[Num, Num, Num]:
     Without sharding 2 + g + 12 bytes a parameter (18 with fp32 gradients), with the distributed
     optimizer 2 + g + 12/d (6 + 12/d): Megatron-LM `theoretical_memory_usage.py`. ZeRO-2 shards
     gradients too, ZeRO-3 everything (arXiv 1910.02054). Transformer Engine keeps an fp8 weight and
-    its transpose.
+    its transpose, in place of the half-precision weight where parameters are gathered in fp8.
     """
     k, traits, c = case.knobs, case.traits, case.memory
     zero, (dense, expert) = np.asarray(k.zero), shards(case)
     owned = params.dense / dense + params.expert / expert
     full = params.total
-    fp8_copies = 2.0 * is_fp8(case) * _flag(zero < 3)
+    gathered = np.isin(k.precision, GATHERED_IN_FP8) & (zero >= 1)
+    fp8_copies = np.where(gathered, traits.fp8_weight_bytes, 2.0) * is_fp8(case) * _flag(zero < 3)
     weights = HALF_BYTES * np.where(zero >= 3, owned, full) + fp8_copies * full
     gradient = k.grad_bytes + c.extra_gradient_bytes
     gradients = gradient * np.where(zero >= 2, owned, full)
@@ -278,7 +280,7 @@ def layer_activations(case: Case) -> LayerActivations:
     moe = m.L_moe / m.L
     kv = np.maximum(m.g / t, 1.0)
     query, out = m.a * m.d_qk / t, m.a * m.d_v / t
-    dropout = _flag(np.asarray(m.bias) > 0)
+    dropout = _flag(np.asarray(m.bias) > 0) * traits.dropout
     unfused = np.maximum(1.0 - traits.flash_attention, traits.stores_scores)
     f, f_s = m.f / t * (1 - moe), m.f_s / t * moe
     arriving = T / t * m.K * k.etp * case.constants.expert_imbalance * moe

@@ -111,6 +111,7 @@ FLAGS: dict[str, str] = {
     "fp16": "--fp16",
     "fp8": "--fp8-format",
     "fp8_recipe": "--fp8-recipe",
+    "fp8_param_gather": "--fp8-param-gather",
     "fp8_amax_history_len": "--fp8-amax-history-len",
     "fp8_amax_compute_algo": "--fp8-amax-compute-algo",
     "fp4": "--fp4-format",

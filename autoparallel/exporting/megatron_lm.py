@@ -273,11 +273,14 @@ def _offload(layout: Layout) -> dict[str, Any]:
 def _precision(layout: Layout) -> dict[str, Any]:
     """Delayed scaling keeps the usual 1,024 steps of history (the flag's default is 1).
 
+    A sharded optimizer gathers parameters in fp8, so that no half-precision copy stays.
     Source: NVIDIA-NeMo/Megatron-Bridge mixed_precision.py `bf16_with_fp8_delayed_scaling_mixed`.
     """
-    if layout.precision != "fp8":
-        return {}
-    return {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    gathers = layout.precision in ("fp8", "fp8-tensorwise") and layout.zero_stage == 1
+    flags: dict[str, Any] = {"fp8_param_gather": True} if gathers else {}
+    if layout.precision == "fp8":
+        flags |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    return flags
 
 
 def _kernels(layout: Layout) -> dict[str, Any]:

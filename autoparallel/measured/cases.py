@@ -23,7 +23,8 @@ from autoparallel.cost.unique import gathered
 from autoparallel.errors import CatalogError
 from autoparallel.framework import Framework, Traits, framework_of
 from autoparallel.hardware import Cluster, Machine, machine
-from autoparallel.layout import Layout, knobs
+from autoparallel.layout import PRECISIONS, SCHEDULES, Layout, knobs
+from autoparallel.measured import words
 from autoparallel.measured.rows import MeasuredRun
 from autoparallel.model import Model
 from autoparallel.operators import operators_for
@@ -230,7 +231,7 @@ def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
         recompute_method=method,
         recompute_num_layers=layers,
         recompute_modules=modules,
-        schedule=run.schedule or ("interleaved" if vpp > 1 else "1f1b"),
+        schedule=_schedule(run, vpp),
         stage_layers=stage_layers(model, run.pipeline_model_parallel_size, framework.stage_split),
         precision=_precision(run.precision),
         grad_reduce_dtype=_grad_dtype(run, framework),
@@ -256,25 +257,35 @@ def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     return tuple(layers)
 
 
+def _schedule(run: MeasuredRun, vpp: int) -> str:
+    if not run.schedule:
+        return "interleaved" if vpp > 1 else "1f1b"
+    return words.meant(run.schedule, SCHEDULES, words.SCHEDULES)
+
+
 def _recompute(run: MeasuredRun) -> tuple[str, str, int, tuple[str, ...]]:
+    ways = ("none", "selective", "full", "per-op")
+    way = words.meant(run.recompute or "none", ways, words.RECOMPUTATIONS)
     per_stage = run.num_layers // max(run.pipeline_model_parallel_size, 1)
-    if run.recompute_num_layers is not None and run.recompute in ("full", "per-op"):
+    if run.recompute_num_layers is not None and way in ("full", "per-op"):
         return "full", "block", min(run.recompute_num_layers, per_stage), ()
-    if run.recompute == "full":
+    if way == "full":
         return "full", "uniform", 1, ()
-    if run.recompute in ("selective", "per-op"):
-        return "selective", "uniform", 0, ("core_attn",)
-    return "none", "uniform", 0, ()
+    if way == "none":
+        return "none", "uniform", 0, ()
+    core = way in ("selective", "per-op")
+    modules = ("core_attn",) if core else words.recompute_modules(run.recompute)
+    return "selective", "uniform", 0, modules
 
 
 def _precision(printed: str) -> str:
-    return {"": "bf16", "fp32": "bf16"}.get(printed, printed)
+    return words.meant(printed, PRECISIONS, words.PRECISIONS)
 
 
 def _grad_dtype(run: MeasuredRun, framework: Framework) -> str:
     if run.grad_reduce_dtype in ("fp32", "bf16"):
         return run.grad_reduce_dtype
-    if run.precision == "fp16":
+    if _precision(run.precision) == "fp16":
         return "bf16"
     return str(framework.defaults.get("grad_reduce_dtype", "fp32"))
 
@@ -293,11 +304,23 @@ def _clusters_by_gpu(config_dir: Path | None) -> dict[str, str]:
     return found
 
 
+def _is_gpu(name: str, config_dir: Path | None) -> bool:
+    try:
+        return bool(catalog.gpu(name, config_dir))
+    except CatalogError:
+        return False
+
+
 @cache
 def _cluster_of(gpu: str, config_dir: Path | None) -> Cluster:
     if name := _clusters_by_gpu(config_dir).get(gpu):
         return catalog.cluster(name, config_dir)
-    record = catalog.gpu(gpu, config_dir)
+    names = catalog.names("gpu", config_dir)
+    record = catalog.gpu(
+        words.gpu_meant(gpu, lambda name: _is_gpu(name, config_dir), names), config_dir
+    )
+    if name := _clusters_by_gpu(config_dir).get(record.name):
+        return catalog.cluster(name, config_dir)
     for other in _clusters_by_gpu(config_dir).values():
         host = catalog.cluster(other, config_dir)
         if host.gpu.generation == record.generation:
@@ -333,12 +356,12 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     """The framework's traits with what the row says of its kernels."""
     traits = framework.traits
     changes: dict[str, float] = {
-        "flash_attention": 0.0 if run.attention == "unfused" else 1.0,
+        "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
         "async_tp": float(run.async_tensor_parallel or 0),
     }
     if run.compiled is not None:
         changes["compiled"] = float(run.compiled)
-    if run.recompute == "per-op":
+    if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):
         changes["fused_kernels"] = 0.0

@@ -374,3 +374,16 @@ def test_where_the_gpus_divide_badly_fewer_are_named(run):
     code, _, err = run("search", "--model", "gpt-175b", "--nodes", "125", "--json")
     assert code == 3
     assert "1,000 GPUs: use 960 and keep 5 nodes spare: tp" in err
+
+
+def test_all_frameworks_give_the_plan_of_the_fastest(run):
+    """Fastest of the frameworks one by one; the saved request names it."""
+    names = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
+    plans = {n: json.loads(run(*SEARCH, "--framework", n, "--json")[1]) for n in names}
+    fastest = min(plans, key=lambda n: plans[n]["plan"][0]["iteration_s"])
+    every = json.loads(run(*SEARCH, "--framework", "all", "--json")[1])
+    assert every["request"]["framework"] == fastest
+    assert timeless(every) == timeless(plans[fastest])
+    _, out, _ = run(*SEARCH, "--framework", "all", "--out", "here")
+    assert out.splitlines()[1].split()[0] == fastest
+    assert {line.split()[0] for line in out.splitlines()[1 : len(names) + 1]} == set(names)

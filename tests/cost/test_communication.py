@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -232,3 +233,12 @@ def test_rows_do_not_know_each_other() -> None:
     for row in range(5):
         one = with_knobs(of, tp=of.knobs.tp[row])
         assert np.all(comm.all_reduce_s(1e8, comm.tp_group(one), one) == columns[row])
+
+
+@pytest.mark.parametrize("stride", [1.0, 64.0])
+def test_more_ranks_wait_longer_for_the_slowest_and_one_for_nobody(stride: float) -> None:
+    waits = [comm.group(OF, n, stride).latency_s for n in (1.0, 2.0, 8.0, 64.0)]
+    assert np.all(waits[0] == 0)
+    for fewer, more in itertools.pairwise(waits):
+        assert_never_less(more, fewer)
+    assert comm.waited(8.0) == 1

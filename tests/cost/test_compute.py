@@ -34,6 +34,7 @@ from autoparallel.cost.compute import (
     padded_vocabulary,
     sequence_shards,
     tokens,
+    torch_softmax,
 )
 from autoparallel.model import flops_per_token
 
@@ -43,6 +44,7 @@ PERFECT = {
     "gemm_ramp_waves": 0.0,
     "fp8_efficiency": 1.0,
     "attention_efficiency": 1.0,
+    "expert_efficiency": 1.0,
     "expert_imbalance": 1.0,
     "memory_traffic": 1.0,
 }
@@ -235,3 +237,20 @@ def test_rows_do_not_know_each_other() -> None:
         whole = columns_of(dense_layer(of), of.knobs.size)[name]
         moved = columns_of(dense_layer(taken(of, index)), of.knobs.size)[name]
         np.testing.assert_array_equal(moved, whole[index], err_msg=name)
+
+
+def test_torch_s_softmax_stands_in_where_heads_times_sequences_are_no_multiple_of_4() -> None:
+    of = case(["tp4 pp1 mbs1", "tp4 pp1 mbs2", "tp8 pp1 mbs1", "tp8 pp1 mbs4"])
+    unfused = replace(of, traits=replace(of.traits, flash_attention=0.0))
+    heads = of.model.a / of.knobs.tp * of.knobs.mbs
+    assert np.array_equal(torch_softmax(unfused), np.mod(heads, 4) != 0)
+    assert not torch_softmax(of).any()
+
+
+def test_slower_expert_gemms_slow_experts_alone() -> None:
+    words, slow = ["tp1 pp1 ep8 mbs1"], {"expert_efficiency": 0.5}
+    moe, dense_ = case(words, model=MOE), case(["tp1 pp1 mbs1"])
+    fast_s = moe_layer(with_constants(moe, expert_efficiency=1.0)).gemm_forward_s
+    assert np.all(moe_layer(with_constants(moe, **slow)).gemm_forward_s > 1.3 * fast_s)
+    before = dense_layer(with_constants(dense_, expert_efficiency=1.0)).gemm_forward_s
+    assert np.all(dense_layer(with_constants(dense_, **slow)).gemm_forward_s == before)

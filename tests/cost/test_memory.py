@@ -316,3 +316,19 @@ def test_fits_probability_is_a_half_at_capacity_and_falls_with_memory() -> None:
     wide = replace(constants, error_sigma=0.3)
     near = held.total_bytes * 1.1
     assert np.all(fits_probability(held, near, wide) < fits_probability(held, near, constants))
+
+
+def test_parameters_gathered_in_fp8_leave_no_half_precision_weight() -> None:
+    sharded, whole = "tp2 pp1 mbs1 sp zero1 prec=fp8", "tp2 pp1 mbs1 sp zero0 prec=fp8"
+
+    def weights(layout: str, copies: float) -> float:
+        return float(np.ravel(memory(case(layout, fp8_weight_bytes=copies)).weights_bytes)[0])
+
+    assert weights(sharded, 2.0) == 2 * weights(sharded, 0.0)
+    assert weights(whole, 2.0) == weights(whole, 0.0)
+
+
+def test_without_dropout_no_masks_are_kept() -> None:
+    model = gpt(24.0, 2048.0, 16.0)
+    assert np.all(layer_activations(case("tp1 pp1 mbs1", model)).masks > 0)
+    assert np.all(layer_activations(case("tp1 pp1 mbs1", model, dropout=0.0)).masks == 0)
