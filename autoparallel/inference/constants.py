@@ -1,0 +1,79 @@
+"""Serving constants: what the formulas of this room multiply physics by, with bounds and meaning.
+
+One record belongs to a backend on a GPU generation; every field is a scalar or [N]. The defaults
+are the priors of an unknown engine, read off published kernel measurements (medians over the
+aiconfigurator kernel tables, Apache-2.0) or assumed where the meaning says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from autoparallel.constants import constant
+from autoparallel.units import Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServingConstants:
+    """Bounded, physically meaningful numbers of one serving engine on one GPU generation."""
+
+    gemm_efficiency: Num = constant(
+        0.75, 0.4, 0.97, "share of the dense bf16 peak that a large GEMM reaches"
+    )
+    fp8_efficiency: Num = constant(0.75, 0.4, 1.05, "the same share under fp8, relative to bf16's")
+    fp4_efficiency: Num = constant(
+        0.5, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
+    )
+    gemm_ramp_waves: Num = constant(
+        0.15, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
+    )
+    memory_bandwidth: Num = constant(
+        0.75, 0.4, 0.97, "share of memory bandwidth at which a skinny GEMM streams its weights"
+    )
+    kernel_s: Num = constant(
+        3e-6, 0.5e-6, 15e-6, "time a kernel takes however small it is, inside a CUDA graph"
+    )
+    kernels_per_layer: Num = constant(
+        9.0, 4.0, 30.0, "kernels of one layer that are bound by their own start"
+    )
+    attention_efficiency: Num = constant(
+        0.6, 0.2, 0.9, "share of the bf16 peak that prefill attention reaches on long prompts"
+    )
+    attention_half_tokens: Num = constant(
+        1300.0, 100.0, 6000.0, "prompt length at which prefill attention reaches half of that"
+    )
+    kv_bandwidth: Num = constant(
+        0.75, 0.3, 0.97, "share of memory bandwidth at which decode attention streams the KV cache"
+    )
+    decode_attention_s: Num = constant(
+        6e-6, 1e-6, 30e-6, "time of one layer's decode attention however short the contexts"
+    )
+    all_reduce: Num = constant(
+        1.2, 0.5, 4.0, "time of an engine's all-reduce over its isolated measured time"
+    )
+    moe_efficiency: Num = constant(
+        0.7, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
+    )
+    expert_imbalance: Num = constant(1.2, 1.0, 2.5, "load of the fullest expert rank over the mean")
+    moe_s: Num = constant(
+        20e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
+    )
+    step_s: Num = constant(
+        1.0e-3, 0.0, 20e-3, "host time of a step that the GPU waits for: scheduling, sampling"
+    )
+    sequence_s: Num = constant(5e-6, 0.0, 200e-6, "the same for every sequence of the step")
+    prefill_step_s: Num = constant(
+        3e-3, 0.0, 60e-3, "extra time of a step with prompt tokens: no whole-step CUDA graph"
+    )
+    request_s: Num = constant(
+        10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
+    )
+
+
+CONSTANT_NAMES = tuple(f.name for f in fields(ServingConstants))
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Physical bounds of a serving constant."""
+    metadata = ServingConstants.__dataclass_fields__[name].metadata
+    return metadata["low"], metadata["high"]
