@@ -16,6 +16,8 @@ from autoparallel.inference.setting import Setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.units import Num
 
+STREAM_SHARE = 0.3
+"""Share of the wait for a saturated front end that falls before the first token."""
 SOLVER_STEPS = 30
 """Halvings of the bracket when the concurrency of a request rate is sought."""
 
@@ -31,7 +33,9 @@ class Load:
         prefix_tokens: Leading tokens of the prompt found in the prefix cache.
         accepted_tokens: Tokens a decode step yields a sequence: 1, more with speculation.
         rounds: Requests each client of the closed loop sends; the first of all clients come at
-            once. A large number leaves the steady state.
+            once. Infinity leaves the steady state.
+        served: 1 where answers are streamed through the server's front end, 0 where the engine is
+            driven offline.
     """
 
     input_tokens: Num
@@ -39,7 +43,8 @@ class Load:
     concurrency: Num = 1.0
     prefix_tokens: Num = 0.0
     accepted_tokens: Num = 1.0
-    rounds: Num = 10.0
+    rounds: Num = np.inf
+    served: Num = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,23 +136,25 @@ def poisson(setting: Setting, instance: Instance, load: Load, request_rate: Num)
 def max_throughput(setting: Setting, instance: Instance, load: Load) -> Latencies:
     """The replica at infinite rate: as many requests run as it has room for."""
     limit = running_limit(setting, instance, load)
-    return closed_loop(setting, instance, replace(load, concurrency=limit))
+    return closed_loop(setting, instance, replace(load, concurrency=limit, served=0.0))
 
 
 def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _Cycle:
     """From a request's arrival to its last token, `running` requests in the replica.
 
     In a cycle every request prefills once and decodes `output_tokens - 1` times. Where prompts and
-    decodes share steps, each of `prompt_steps` steps also advances the decodes.
+    decodes share steps, each step with prompt tokens also advances the decodes.
     """
-    lanes = instance.pipeline_model_parallel_size
+    c, lanes = setting.constants, instance.pipeline_model_parallel_size
     b = np.maximum(running / lanes, 1.0)
     new = np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
-    budget = np.maximum(instance.max_num_tokens - b, 1.0)
-    chunk = np.minimum(budget, new)
     decode_steps = np.maximum(load.output_tokens - 1.0, 0.0) / load.accepted_tokens
     context = load.input_tokens + load.output_tokens / 2
+    together = np.maximum(b / np.maximum(decode_steps, 1.0), 1.0)
+    budget = np.maximum(instance.max_num_tokens - b, 1.0)
+    chunk = np.minimum(budget, new * together)
     prompt_steps = b * new / chunk
+    attended = load.prefix_tokens + new / 2
     mixed = float(setting.backend.mixed_steps)
     prompt = mixed_step(
         setting,
@@ -156,14 +163,20 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
             decoding=mixed * (b - 1.0),
             context_tokens=context,
             prompt_tokens=chunk,
-            prompt_context=load.prefix_tokens + new / 2,
+            prompt_context=attended,
+            prompts=together,
         ),
     )
     decode = mixed_step(setting, instance, Batch(decoding=b, context_tokens=context))
-    alone = np.maximum(decode_steps - mixed * prompt_steps, 0.0)
-    total = prompt_steps * prompt.total + alone * decode.total + setting.constants.request_s
-    first = new / chunk * prompt.total + decode.total / 2 + setting.constants.request_s
-    between = np.maximum(total - first, decode.total) / np.maximum(load.output_tokens - 1.0, 1.0)
+    plain = np.maximum(decode_steps - mixed * prompt_steps, 0.0)
+    engine_s = prompt_steps * prompt.total + plain * decode.total + c.request_s
+    stream_s = load.served * running * load.output_tokens * c.stream_s
+    total = np.maximum(engine_s, stream_s)
+    alone = mixed_step(setting, instance, Batch(prompt_tokens=new, prompt_context=attended)).total
+    first = c.request_s + alone * (1.0 + prompts_ahead(setting, load, b))
+    first = first + STREAM_SHARE * (total - engine_s)
+    gaps = np.maximum(load.output_tokens - 1.0, 1.0)
+    between = np.maximum(total - first, decode_steps * decode.total) / gaps
     return _Cycle(
         total_s=total,
         first_s=first,
@@ -172,6 +185,19 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
         decode=decode,
         prompt=prompt,
     )
+
+
+def prompts_ahead(setting: Setting, load: Load, running: Num) -> Num:
+    """Prompts of other clients that a request of a closed loop waits behind, mean over the run.
+
+    Clients that finish close to each other ask again close to each other, so a few prompts are
+    always in line; and all clients start at once, so that in the first of `rounds` rounds half of
+    the others are ahead.
+    """
+    others, most = running - 1.0, setting.constants.prompts_in_line
+    steady = most * -np.expm1(-others / most)
+    line: Num = steady + others / 2.0 / load.rounds
+    return line
 
 
 def _latencies(

@@ -68,6 +68,12 @@ class ServingConstants:
     request_s: Num = constant(
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
     )
+    stream_s: Num = constant(
+        40e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
+    )
+    prompts_in_line: Num = constant(
+        2.0, 0.1, 8.0, "prompts a closed-loop request waits behind in steady state"
+    )
 
 
 CONSTANT_NAMES = tuple(f.name for f in fields(ServingConstants))

@@ -34,6 +34,9 @@ Column = NDArray[np.float64]
 KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "auto": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0}
 """Bytes of one element of the KV cache, by the word of a row."""
 
+ROUNDS = 8.0
+"""Requests a client sends in a sweep that does not say (assumed; sweeps send 5 to 10)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServingReading:
@@ -163,6 +166,7 @@ def load_of(readings: Sequence[ServingReading]) -> Load:
         input_tokens=_column(readings, lambda r: float(r.run.isl)),
         output_tokens=_column(readings, lambda r: float(r.run.osl)),
         concurrency=_column(readings, lambda r: r.run.concurrency or 1.0),
+        rounds=ROUNDS,
     )
 
 
