@@ -228,7 +228,9 @@ def _value(kind: type, key: str, annotation: str, value: object, where: str) -> 
         return (rules.get(key) or _SCALARS[annotation]).read(where, value)
     if key in _NESTED:
         return (
-            None if value is None and "None" in annotation else record_of(_NESTED[key], value, where)
+            None
+            if value is None and "None" in annotation
+            else record_of(_NESTED[key], value, where)
         )
     if annotation == "tuple[str, ...]":
         return tuple(texts(value, where))
