@@ -22,6 +22,7 @@ class Backend:
         block_tokens: Tokens of one KV block.
         mixed_steps: Prompt chunks and decodes share a step; else prompts run in steps of their own.
         chunked_prefill: A prompt longer than what is left of the budget is split.
+        overlapped: The host prepares a step while the GPU works on the one before.
         graph_bytes: Memory of captured CUDA graphs (assumed unless the source says so).
         context_bytes: CUDA context, NCCL and framework outside the weights, KV and activations.
     """
@@ -35,6 +36,7 @@ class Backend:
     block_tokens: int
     mixed_steps: bool
     chunked_prefill: bool
+    overlapped: bool
     graph_bytes: float
     context_bytes: float
     source: str = ""
@@ -51,6 +53,7 @@ BACKENDS: dict[str, Backend] = {
         block_tokens=16,
         mixed_steps=True,
         chunked_prefill=True,
+        overlapped=False,
         graph_bytes=1.5e9,
         context_bytes=2.5e9,
         source="vLLM 0.24 defaults (gpu_memory_utilization, max_num_batched_tokens, max_num_seqs "
@@ -66,6 +69,7 @@ BACKENDS: dict[str, Backend] = {
         block_tokens=1,
         mixed_steps=False,
         chunked_prefill=True,
+        overlapped=True,
         graph_bytes=2.0e9,
         context_bytes=2.5e9,
         source="SGLang 0.5 defaults (mem_fraction_static, chunked_prefill_size on GPUs of 80 GB); "
@@ -81,6 +85,7 @@ BACKENDS: dict[str, Backend] = {
         block_tokens=32,
         mixed_steps=True,
         chunked_prefill=False,
+        overlapped=True,
         graph_bytes=1.0e9,
         context_bytes=2.5e9,
         source="TensorRT-LLM 1.x defaults (free_gpu_memory_fraction, max_num_tokens, "

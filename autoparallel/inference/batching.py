@@ -95,10 +95,19 @@ class _Cycle:
 
 
 def running_limit(setting: Setting, instance: Instance, load: Load) -> Num:
-    """Requests the replica can run at once: its batch limit and its KV cache."""
+    """Requests the replica can run at once: by its batch limit, KV cache and token budget.
+
+    A step's budget holds what the running requests generate and the prompts that replace those that
+    finish: with more running, prompts come in more slowly than answers end.
+    """
     room = kv_capacity_sequences(setting, instance, load.input_tokens + load.output_tokens)
-    batch = instance.max_batch_size * instance.attention_data_parallel_size
-    return np.maximum(np.minimum(room, batch), 1.0)
+    copies = instance.attention_data_parallel_size * instance.pipeline_model_parallel_size
+    batch = instance.max_batch_size * copies
+    new = np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
+    share = load.output_tokens / (new + load.output_tokens)
+    budget = instance.max_num_tokens * copies * share
+    limit = np.minimum(room, np.minimum(batch, budget) if setting.backend.mixed_steps else batch)
+    return np.maximum(limit, 1.0)
 
 
 def closed_loop(setting: Setting, instance: Instance, load: Load) -> Latencies:
@@ -151,7 +160,8 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
     decode_steps = np.maximum(load.output_tokens - 1.0, 0.0) / load.accepted_tokens
     context = load.input_tokens + load.output_tokens / 2
     together = np.maximum(b / np.maximum(decode_steps, 1.0), 1.0)
-    budget = np.maximum(instance.max_num_tokens - b, 1.0)
+    copies = instance.attention_data_parallel_size
+    budget = np.maximum(instance.max_num_tokens * copies - b, 1.0)
     chunk = np.minimum(budget, new * together)
     prompt_steps = b * new / chunk
     attended = load.prefix_tokens + new / 2

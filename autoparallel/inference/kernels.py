@@ -30,13 +30,23 @@ def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: N
     c = setting.constants
     flops = 2.0 * m * n * k * matrices
     waves = m * n * matrices / (TILE[0] * TILE[1]) / setting.machine.sms
-    ramp = waves / (waves + c.gemm_ramp_waves)
-    rate = setting.peak_flops_per_s(precision) * setting.gemm_efficiency(precision) * ramp
+    ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
+    rate = setting.gemm_flops_per_s(precision) * ramp
     moved = WEIGHT_BYTES[precision] * n * k * matrices
     moved = moved + (ACTIVATION_BYTES.get(precision, 1.0) * k + 2.0 * n) * m * matrices
     bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
     compute = flops / np.maximum(rate, 1.0)
     return (compute**NORM + (moved / bandwidth) ** NORM) ** (1.0 / NORM)
+
+
+def _wide(precision: str) -> bool:
+    return precision in ("bf16", "fp16")
+
+
+def elementwise_s(setting: Setting, tokens: Num, copies: Num = 1.0) -> Num:
+    """Norms, activations, rotations, quantisation of one layer: `copies` of the hidden state."""
+    moved = setting.constants.hidden_passes * 2.0 * tokens * setting.shape.h * copies
+    return moved / setting.machine.memory_bandwidth_bytes_per_s
 
 
 def prompt_attention_s(setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num) -> Num:

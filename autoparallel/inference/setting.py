@@ -9,6 +9,7 @@ from autoparallel import catalog
 from autoparallel.errors import ConfigError
 from autoparallel.hardware import Cluster, Machine, machine
 from autoparallel.inference.backend import Backend
+from autoparallel.inference.calibrated import ServingCalibration, serving_calibration
 from autoparallel.inference.constants import ServingConstants
 from autoparallel.model import Model, Shape
 from autoparallel.operators import Operators, operators_for
@@ -26,6 +27,11 @@ WEIGHT_BYTES = {
 """Bytes of one quantised weight with its scales."""
 ACTIVATION_BYTES = {"bf16": 2.0, "fp16": 2.0, "nvfp4": 0.5625}
 """Bytes of one activation that a GEMM reads; 1 where not named."""
+FOUR_BIT = ("nvfp4", "mxfp4")
+GRACE_HOSTED = ("gh200-96gb", "gb200-nvl72", "gb300-nvl72")
+"""GPUs whose host is an NVIDIA Grace CPU (Arm)."""
+NATIVE_EXPERTS = ("gpt-oss",)
+"""Models published with 4-bit experts and bf16 attention (arXiv 2508.10925, section 2.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,8 +42,7 @@ class Setting:
         shape: The model in the papers' letters; its `s` is not used here.
         precision: Of the quantised linear layers: a key of `WEIGHT_BYTES`.
         attention_precision: Of the attention projections, which some checkpoints leave in bf16.
-        state, borrowed_from: Whether the constants were `measured` on this backend and GPU
-            generation or `assumed`, and from whom they were borrowed.
+        calibration: Where the constants come from, and how far predictions with them are off.
     """
 
     model: Model
@@ -49,26 +54,30 @@ class Setting:
     precision: str
     attention_precision: str
     constants: ServingConstants
-    state: str = "assumed"
-    borrowed_from: str = ""
+    calibration: ServingCalibration
 
-    def peak_flops_per_s(self, precision: str) -> Num:
-        """Peak of the GPU for linear layers in `precision`."""
-        return machine(self.cluster, _compute_precision(precision)).peak_flops_per_s
+    def gemm_flops_per_s(self, precision: str) -> Num:
+        """Rate of a large GEMM with weights in `precision`, its activations as the engine has them.
 
-    def gemm_efficiency(self, precision: str) -> Num:
-        """Share of that peak that a large GEMM reaches."""
-        c = self.constants
-        peak = self.cluster.gpu.peak_flops_per_s
-        if precision in ("nvfp4", "mxfp4") and "nvfp4" in peak:
-            return c.gemm_efficiency * c.fp4_efficiency
-        if precision.startswith(("fp8", "mxfp8")) and "fp8" in peak:
-            return c.gemm_efficiency * c.fp8_efficiency
-        return c.gemm_efficiency
+        A 4-bit format with 16- or 8-bit activations (mxfp4) runs at the 8-bit rate; a format that
+        the GPU lacks is widened on the way and runs at a share of the bf16 rate.
+        """
+        c, peaks = self.constants, self.cluster.gpu.peak_flops_per_s
+        wide = self.machine.bf16_flops_per_s * c.gemm_efficiency
+        if precision in ("bf16", "fp16"):
+            return wide
+        if precision in FOUR_BIT and "nvfp4" not in peaks:
+            return wide * c.upcast_efficiency
+        if precision == "nvfp4":
+            return peaks["nvfp4"] * c.gemm_efficiency * c.fp4_efficiency
+        if "fp8" not in peaks:
+            return wide * c.upcast_efficiency
+        return peaks["fp8"] * c.gemm_efficiency * c.fp8_efficiency
 
-
-def _compute_precision(precision: str) -> str:
-    return {"mxfp4": "nvfp4", "fp8-blockwise": "fp8"}.get(precision, precision)
+    @property
+    def host_slowdown(self) -> Num:
+        """Host time of this machine over that of an x86 host."""
+        return self.constants.arm_host if self.cluster.gpu.name in GRACE_HOSTED else 1.0
 
 
 def setting(
@@ -78,9 +87,15 @@ def setting(
     precision: str,
     *,
     profiles_dir: Path | None = None,
-    constants: ServingConstants | None = None,
 ) -> Setting:
     """The setting of a request, with the constants calibrated for its backend and GPU.
+
+    Args:
+        model: What is served.
+        cluster: What it is served on.
+        backend: The engine.
+        precision: Of the quantised linear layers.
+        profiles_dir: A folder of profiles instead of the shipped ones.
 
     Raises:
         ConfigError: a precision that is not one of `WEIGHT_BYTES`.
@@ -88,15 +103,27 @@ def setting(
     """
     if precision not in WEIGHT_BYTES:
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(WEIGHT_BYTES)}")
-    folder = catalog.data_dir() / "profiles" / "operators"
+    shipped, gpu = catalog.data_dir() / "profiles", cluster.gpu
+    found = serving_calibration(backend.name, gpu.generation, profiles_dir or shipped)
     return Setting(
         model=model,
         shape=model.shape(1),
         cluster=cluster,
-        machine=machine(cluster, _compute_precision(precision)),
-        operators=operators_for(cluster.gpu.name, cluster.gpu.generation, folder),
+        machine=machine(cluster, "bf16"),
+        operators=operators_for(gpu.name, gpu.generation, shipped / "operators"),
         backend=backend,
         precision=precision,
-        attention_precision=precision,
-        constants=constants or ServingConstants(),
+        attention_precision=attention_precision(model, precision),
+        constants=found.constants,
+        calibration=found,
     )
+
+
+def attention_precision(model: Model, precision: str) -> str:
+    """Precision of the attention projections in the usual checkpoint of `model`.
+
+    GPT-OSS keeps them in bf16, and so do NVIDIA's 4-bit checkpoints of models with latent
+    attention (hf_quant_config.json of nvidia/DeepSeek-R1-0528-FP4, `exclude_modules`).
+    """
+    wide = model.name.startswith(NATIVE_EXPERTS) or (model.kv_lora_rank and precision == "nvfp4")
+    return "bf16" if wide else precision

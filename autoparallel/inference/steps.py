@@ -15,6 +15,7 @@ from autoparallel.inference.kernels import (
     all_reduce_s,
     all_to_all_s,
     decode_attention_s,
+    elementwise_s,
     gemm_s,
     prompt_attention_s,
 )
@@ -36,6 +37,7 @@ class StepTime:
     tp_comm_s: Num
     ep_comm_s: Num
     pp_comm_s: Num
+    elementwise_s: Num
     launch_s: Num
     host_s: Num
 
@@ -92,16 +94,18 @@ def mixed_step(setting: Setting, instance: Instance, batch: Batch) -> StepTime:
         batch.decoding + batch.prompts * indicator(np.asarray(batch.prompt_tokens) > 0)
     ) / instance.attention_data_parallel_size
     layers = setting.shape.L
-    return StepTime(
-        gemm_s=dense_gemms_s(setting, instance, tokens) + logits_s(setting, instance, sequences),
-        attention_s=layers * attention_s(setting, instance, batch),
-        experts_s=experts_s(setting, instance, tokens),
-        tp_comm_s=tp_comm_s(setting, instance, tokens),
-        ep_comm_s=ep_comm_s(setting, instance, tokens),
-        pp_comm_s=pp_comm_s(setting, instance, tokens),
-        launch_s=launch_s(setting),
-        host_s=host_s(setting, sequences, batch.prompt_tokens),
-    )
+    parts = {
+        "gemm_s": dense_gemms_s(setting, instance, tokens) + logits_s(setting, instance, sequences),
+        "attention_s": layers * attention_s(setting, instance, batch),
+        "experts_s": experts_s(setting, instance, tokens),
+        "tp_comm_s": tp_comm_s(setting, instance, tokens),
+        "ep_comm_s": ep_comm_s(setting, instance, tokens),
+        "pp_comm_s": pp_comm_s(setting, instance, tokens),
+        "elementwise_s": layers * elementwise_s(setting, tokens),
+        "launch_s": launch_s(setting),
+    }
+    device_s: Num = sum(parts.values())
+    return StepTime(**parts, host_s=host_s(setting, sequences, batch.prompt_tokens, device_s))
 
 
 # --- linear layers -------------------------------------------------------------------------------
@@ -196,11 +200,12 @@ def experts_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
     everyone = tokens * instance.attention_data_parallel_size
     hit = np.maximum(distinct_experts(m.E, m.K, everyone) / ep, 1.0)
     imbalance = 1.0 + (c.expert_imbalance - 1.0) * indicator(np.asarray(ep) > 1)
-    rows = everyone * m.K / ep / hit * imbalance
+    rows = everyone * m.K / ep / hit * imbalance + c.expert_padding
     width = m.f_e / expert_tp
     up = gemm_s(setting, setting.precision, rows, (m.k - 1) * width, m.h, hit)
     down = gemm_s(setting, setting.precision, rows, m.h, width, hit)
-    return m.L_moe * ((up + down) / c.moe_efficiency + c.moe_s)
+    moved = elementwise_s(setting, tokens, m.K / expert_tp / 4.0)
+    return m.L_moe * ((up + down) / c.moe_efficiency + moved + c.moe_s)
 
 
 # --- communication and the host ------------------------------------------------------------------
@@ -243,8 +248,12 @@ def launch_s(setting: Setting) -> Num:
     return setting.shape.L * c.kernels_per_layer * c.kernel_s
 
 
-def host_s(setting: Setting, sequences: Num, prompt_tokens: Num) -> Num:
-    """What the GPU waits for the host in a step."""
+def host_s(setting: Setting, sequences: Num, prompt_tokens: Num, device_s: Num) -> Num:
+    """What the GPU waits for the host in a step that takes it `device_s`.
+
+    An engine that prepares the next step while the GPU works on this one waits only for the rest.
+    """
     c = setting.constants
-    with_prompt = indicator(np.asarray(prompt_tokens) > 0)
-    return c.step_s + c.sequence_s * sequences + c.prefill_step_s * with_prompt
+    host = (c.step_s + c.sequence_s * sequences) * setting.host_slowdown
+    waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
+    return waits + c.prefill_step_s * indicator(np.asarray(prompt_tokens) > 0)

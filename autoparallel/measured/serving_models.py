@@ -46,7 +46,8 @@ def checkpoint(name: str, precision: str = "", config_dir: Path | None = None) -
 
     A Hugging Face id loses its organisation, `-Instruct` and the like; a suffix such as `-FP8`
     states the precision unless the row does; else a checkpoint that was published quantised has its
-    own precision, and any other bf16.
+    own precision, and any other bf16. Weights published in mxfp4 stay so whatever a row calls its
+    arithmetic.
 
     Raises:
         CatalogError: no such model, or an unknown word for the precision.
@@ -61,6 +62,8 @@ def checkpoint(name: str, precision: str = "", config_dir: Path | None = None) -
             words, named = pattern.sub("", words), named or meaning
     found = _model(words, config_dir)
     native = next((p for start, p in NATIVE if found.name.startswith(start)), "bf16")
+    if native == "mxfp4":
+        return found, native
     return found, stated or named or native
 
 

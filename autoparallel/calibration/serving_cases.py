@@ -6,6 +6,7 @@ the engine given all requests at once. What a row does not say is the engine's d
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,17 +88,25 @@ def _reading(
 
 
 def _kv_bytes(run: ServingRun, case: Setting) -> float:
-    """As stated; else bf16, but fp8 where TensorRT-LLM runs a checkpoint quantised with its cache.
+    """As stated; else bf16, but fp8 where the checkpoint was quantised with its cache.
 
-    NVIDIA's quantised checkpoints carry an fp8 cache, which TensorRT-LLM takes over and vLLM and
-    SGLang do not unless told.
+    NVIDIA's quantised checkpoints (hf_quant_config.json, `kv_cache_quant_algo`) are: TensorRT-LLM
+    takes that over, vLLM since vllm-project/vllm#29980 (0.13), SGLang does not. Under TensorRT-LLM
+    any fp8 or nvfp4 checkpoint is taken for one of them.
     """
     if run.kv_dtype:
         if run.kv_dtype.lower() not in KV_BYTES:
             raise ConfigError(f"kv_dtype: {run.kv_dtype!r} is not one of {', '.join(KV_BYTES)}")
         return KV_BYTES[run.kv_dtype.lower()]
     quantised = case.precision in ("fp8", "nvfp4")
-    return 1.0 if quantised and case.backend.name == "tensorrt-llm" else 2.0
+    nvidia = run.model.startswith("nvidia/") and _vllm_release(run) >= (0, 13)
+    return 1.0 if quantised and (case.backend.name == "tensorrt-llm" or nvidia) else 2.0
+
+
+def _vllm_release(run: ServingRun) -> tuple[int, ...]:
+    """Major and minor release of vLLM; empty for another backend."""
+    match = re.match(r"vllm v?(\d+)\.(\d+)", run.framework_version)
+    return (int(match[1]), int(match[2])) if match else ()
 
 
 def predicted(
