@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -61,13 +61,23 @@ class ServingCalibration:
     source: str = ""
 
 
-def serving_calibration(backend: str, generation: str, folder: Path) -> ServingCalibration:
-    """The calibration of `backend` on GPUs of `generation`, from `folder`/serving, or borrowed.
+def serving_calibration(
+    backend: str, generation: str, folders: Sequence[Path]
+) -> ServingCalibration:
+    """The calibration of `backend` on GPUs of `generation`, or a borrowed one.
+
+    Args:
+        backend: Name of the engine.
+        generation: Of the GPU.
+        folders: Where profiles are, in order of precedence; each has a folder `serving`.
 
     Raises:
         ProfileError: a profile file that does not parse.
     """
-    return chosen(known_calibrations(folder), backend, generation)
+    known: dict[str, ServingCalibration] = {}
+    for folder in reversed(folders):
+        known |= known_calibrations(folder)
+    return chosen(known, backend, generation)
 
 
 @cache

@@ -95,7 +95,7 @@ def setting(
         cluster: What it is served on.
         backend: The engine.
         precision: Of the quantised linear layers.
-        profiles_dir: A folder of profiles instead of the shipped ones.
+        profiles_dir: A folder of profiles in front of the shipped ones.
 
     Raises:
         ConfigError: a precision that is not one of `WEIGHT_BYTES`.
@@ -104,7 +104,8 @@ def setting(
     if precision not in WEIGHT_BYTES:
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(WEIGHT_BYTES)}")
     shipped, gpu = catalog.data_dir() / "profiles", cluster.gpu
-    found = serving_calibration(backend.name, gpu.generation, profiles_dir or shipped)
+    folders = (profiles_dir, shipped) if profiles_dir else (shipped,)
+    found = serving_calibration(backend.name, gpu.generation, folders)
     return Setting(
         model=model,
         shape=model.shape(1),
