@@ -8,7 +8,9 @@ measured, softened; a cell (one model, GPU, release and metric) weighs the root 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +148,14 @@ def fittable(readings: Sequence[ServingReading]) -> list[ServingReading]:
     pairs: dict[tuple[object, ...], dict[str, ServingReading]] = {}
     for reading in readings:
         run = reading.run
-        key = (*cell(reading)[:-1], run.precision, run.tp, run.isl, run.osl, run.concurrency)
+        key = (
+            *cell(reading)[:-1],
+            run.precision,
+            run.tensor_parallel,
+            run.isl,
+            run.osl,
+            run.concurrency,
+        )
         pairs.setdefault(key, {})[run.metric] = reading
     odd = {
         cell(r)[:-1]
@@ -166,7 +175,7 @@ def _work_share(pair: Mapping[str, ServingReading]) -> float:
     flops = 2.0 * float(active_parameters(case.shape)) * tokens
     peaks = case.cluster.gpu.peak_flops_per_s
     kind = {"bf16": "bf16", "nvfp4": "nvfp4"}.get(case.precision, "fp8")
-    return flops / seconds / (peaks.get(kind, peaks["bf16"]) * (run.gpus or run.tp))
+    return flops / seconds / (peaks.get(kind, peaks["bf16"]) * run.num_gpus)
 
 
 # --- calibrations ---------------------------------------------------------------------------------
@@ -244,23 +253,47 @@ LEFT_OUT: Mapping[str, Callable[[ServingReading], str]] = {
 def left_out_predictions(
     readings: Sequence[ServingReading],
     by: str,
+    *,
+    workers: int = 1,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Column:
-    """Every row predicted by calibrations that saw nothing of its model, GPU or backend [N]."""
-    labels = np.array([LEFT_OUT[by](r) for r in readings])
+    """Every row predicted by calibrations that saw nothing of its model, GPU or backend [N].
+
+    NaN where nothing is left to learn from.
+    """
+    labels = [LEFT_OUT[by](r) for r in readings]
+    names = list(dict.fromkeys(labels))
     out = np.full(len(readings), np.nan)
-    for name in dict.fromkeys(labels.tolist()):
-        progress(f"serving: {by} {name} left out")
-        mine = np.flatnonzero(labels == name)
-        others = [r for r, label in zip(readings, labels, strict=True) if label != name]
-        if not others:
-            continue
-        here = [readings[int(i)] for i in mine]
-        wanted = {r.family for r in here}
-        enough = wanted <= {r.family for r in others}
-        known = calibrate_serving(others, families=wanted if enough else None).found
-        out[mine] = predicted_with(known, here)
+    if len(names) < 2:
+        return out
+    if workers == 1:
+        for name in names:
+            progress(f"serving: {by} {name} left out")
+            out = _filled(out, _one_left_out(readings, by, name))
+        return out
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting = [pool.submit(_one_left_out, readings, by, name) for name in names]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            out = _filled(out, future.result())
+            progress(f"serving: {done} of {len(names)} left out by {by}")
     return out
+
+
+def _one_left_out(readings: Sequence[ServingReading], by: str, name: str) -> Column:
+    """Predictions of the rows that are `name`; NaN elsewhere."""
+    mine = [LEFT_OUT[by](r) == name for r in readings]
+    here = [r for r, own in zip(readings, mine, strict=True) if own]
+    others = [r for r, own in zip(readings, mine, strict=True) if not own]
+    wanted = {r.family for r in here}
+    enough = wanted <= {r.family for r in others}
+    known = calibrate_serving(others, families=wanted if enough else None).found
+    out = np.full(len(readings), np.nan)
+    out[np.array(mine)] = predicted_with(known, here)
+    return out
+
+
+def _filled(column: Column, more: Column) -> Column:
+    return np.where(np.isfinite(more), more, column)
 
 
 def with_spread(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.errors import ConfigError
+from autoparallel.errors import ConfigError, nearest
 from autoparallel.inference import (
     Instance,
     Load,
@@ -28,7 +28,7 @@ from autoparallel.inference import (
 from autoparallel.inference.constants import ServingConstants
 from autoparallel.measured.cases import cluster_of_gpu
 from autoparallel.measured.serving_models import checkpoint
-from autoparallel.measured.serving_rows import ServingRun
+from autoparallel.measured.serving_rows import METRICS, ServingRun
 from autoparallel.units import MS
 
 Column = NDArray[np.float64]
@@ -78,6 +78,8 @@ def _reading(
 ) -> ServingReading:
     if run.disaggregated:
         raise ConfigError("notes: disaggregated runs are not scored")
+    if run.metric not in METRICS:
+        raise ConfigError(f"metric: {run.metric!r} is not scored; {nearest(run.metric, METRICS)}")
     key = (run.framework_version.split()[0], run.model, run.precision, run.gpu)
     if key not in known:
         model, precision = checkpoint(run.model, run.precision, config_dir)
@@ -144,7 +146,7 @@ def _figures(case: Setting, readings: Sequence[ServingReading]) -> Column:
     else:
         found = closed_loop(case, instance, load)
     per_gpu = np.asarray(found.tokens_per_s) / np.asarray(instance.gpus)
-    gpus = _column(readings, lambda r: float(r.run.gpus or r.run.tp * (r.run.pp or 1)))
+    gpus = _column(readings, lambda r: float(r.run.num_gpus))
     by_metric = {
         "ttft_ms": np.asarray(found.ttft_s) / MS,
         "tpot_ms": np.asarray(found.tpot_s) / MS,
@@ -158,10 +160,10 @@ def instance_of(case: Setting, readings: Sequence[ServingReading]) -> Instance:
     """The replicas that rows were measured on, as columns; limits are the engine's defaults."""
     engine, n = case.backend, len(readings)
     return Instance(
-        tensor_model_parallel_size=_column(readings, lambda r: float(r.run.tp)),
-        pipeline_model_parallel_size=_column(readings, lambda r: float(r.run.pp or 1)),
+        tensor_model_parallel_size=_column(readings, lambda r: float(r.run.tensor_parallel)),
+        pipeline_model_parallel_size=_column(readings, lambda r: float(r.run.pipeline_parallel)),
         attention_data_parallel_size=_column(readings, lambda r: float(r.run.attention_copies)),
-        expert_model_parallel_size=_column(readings, lambda r: float(r.run.ep or 1)),
+        expert_model_parallel_size=_column(readings, lambda r: float(r.run.expert_parallel)),
         kv_element_bytes=_column(readings, lambda r: r.kv_element_bytes),
         max_batch_size=np.full(n, float(engine.max_batch_size)),
         max_num_tokens=np.full(n, float(engine.max_num_tokens)),

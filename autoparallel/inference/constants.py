@@ -77,7 +77,13 @@ class ServingConstants:
     sequence_s: Num = constant(20e-6, 0.0, 200e-6, "the same for every sequence of the step")
     arm_host: Num = constant(1.5, 1.0, 2.5, "host time on a Grace CPU over that on an x86 host")
     prefill_step_s: Num = constant(
-        3e-3, 0.0, 60e-3, "extra time of a step with prompt tokens: no whole-step CUDA graph"
+        3e-3,
+        0.0,
+        60e-3,
+        "extra time of a step with prompt tokens, which runs outside the CUDA graphs",
+    )
+    prefill_layer_s: Num = constant(
+        100e-6, 5e-6, 600e-6, "the same for every layer, whose kernels are started one by one"
     )
     request_s: Num = constant(
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
@@ -104,6 +110,7 @@ ENGINE_NAMES = (
     "step_s",
     "sequence_s",
     "prefill_step_s",
+    "prefill_layer_s",
     "request_s",
     "stream_s",
     "prompts_in_line",

@@ -256,4 +256,5 @@ def host_s(setting: Setting, sequences: Num, prompt_tokens: Num, device_s: Num) 
     c = setting.constants
     host = (c.step_s + c.sequence_s * sequences) * setting.host_slowdown
     waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
-    return waits + c.prefill_step_s * indicator(np.asarray(prompt_tokens) > 0)
+    eager = c.prefill_step_s + c.prefill_layer_s * setting.shape.L
+    return waits + eager * indicator(np.asarray(prompt_tokens) > 0)

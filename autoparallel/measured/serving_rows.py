@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from autoparallel.errors import ProfileError, nearest
+from autoparallel.errors import ProfileError
 from autoparallel.measured.rows import check_columns, csv_reader
 
-REQUIRED = ("framework_version", "model", "gpu", "tp", "isl", "osl", "metric", "value")
+REQUIRED = ("framework_version", "model", "gpu", "isl", "osl", "metric", "value")
 METRICS = ("ttft_ms", "tpot_ms", "throughput_tok_s_total", "tokens_s_per_gpu")
 LATENCIES = ("ttft_ms", "tpot_ms")
+"""Metrics of a closed loop, which need its concurrency."""
 SIGNATURE = frozenset({"isl", "osl", "metric", "value"})
 """Columns that tell a file of serving figures from one of training runs."""
 
@@ -28,8 +30,9 @@ class ServingRun:
         isl, osl: Prompt and answer lengths in tokens.
         batch_or_concurrency: Clients of a closed loop; empty or text (`max(infinite rate)`) where
             the engine is given all requests at once.
-        metric: One of `METRICS`; throughput counts output tokens.
-        notes: `;`-separated words; `moe_tp=` and `attn_dp=` are read.
+        metric: One of `METRICS`, or one that is not scored; throughput counts output tokens.
+        notes: `;`-separated words; `attn_dp=8`, `disagg`, and the mappings `DEP8` (attention copies
+            and experts over 8 GPUs) and `TEP8` (tensor and expert parallel over 8) are read.
     """
 
     id: str = ""
@@ -40,7 +43,7 @@ class ServingRun:
     gpus: int | None = None
     precision: str = ""
     kv_dtype: str = ""
-    tp: int
+    tp: int | None = None
     pp: int | None = None
     ep: int | None = None
     isl: int
@@ -59,14 +62,36 @@ class ServingRun:
             return None
 
     @property
+    def tensor_parallel(self) -> int:
+        """Tensor parallel size of the attention layers; what the row leaves open is one replica."""
+        if _mapped(self.notes, "DEP"):
+            return 1
+        return self.tp or max((self.gpus or 1) // self.pipeline_parallel, 1)
+
+    @property
+    def pipeline_parallel(self) -> int:
+        """Pipeline stages."""
+        return self.pp or 1
+
+    @property
     def attention_copies(self) -> int:
         """Attention data parallel size, from the notes; 1 where they do not say."""
-        return _noted(self.notes, "attn_dp")
+        return _mapped(self.notes, "DEP") or _noted(self.notes, "attn_dp")
+
+    @property
+    def expert_parallel(self) -> int:
+        """Expert parallel size."""
+        return self.ep or _mapped(self.notes, "DEP") or _mapped(self.notes, "TEP") or 1
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the run."""
+        return self.gpus or self.tensor_parallel * self.pipeline_parallel * self.attention_copies
 
     @property
     def disaggregated(self) -> bool:
         """Whether prefill and decode ran on GPUs of their own."""
-        return "disagg" in self.notes.lower().split(";")
+        return any(word.strip().startswith("disagg") for word in self.notes.lower().split(";"))
 
 
 def _noted(notes: str, name: str) -> int:
@@ -75,6 +100,12 @@ def _noted(notes: str, name: str) -> int:
         if key == name and value.isdigit():
             return max(int(value), 1)
     return 1
+
+
+def _mapped(notes: str, mapping: str) -> int:
+    """The size of a mapping word such as `DEP8`; 0 where the notes have none."""
+    match = re.search(rf"(?<![A-Za-z]){mapping}(\d{{1,4}})(?!\d)", notes)
+    return int(match[1]) if match else 0
 
 
 _TYPES: Mapping[str, Any] = get_type_hints(ServingRun)
@@ -119,8 +150,6 @@ def _run(row: dict[str, Any], where: str) -> ServingRun:
         if values[name] in (None, ""):
             raise ProfileError(f"{where}: {name} is empty but required")
     run = ServingRun(**values)
-    if run.metric not in METRICS:
-        raise ProfileError(f"{where}: metric {run.metric!r}; {nearest(run.metric, METRICS)}")
     if run.concurrency is not None and not 1 <= run.concurrency <= 1e6:
         shown = f"batch_or_concurrency {run.batch_or_concurrency!r}"
         raise ProfileError(f"{where}: {shown} is not in 1 to 1000000")

@@ -151,7 +151,8 @@ def _job(reading: ServingReading) -> str:
 
 def _sizes(reading: ServingReading) -> str:
     r = reading.run
-    return f"tp{r.tp} pp{r.pp or 1} ep{r.ep or 1} dp{r.attention_copies} gpus{r.gpus or r.tp}"
+    sizes = f"tp{r.tensor_parallel} pp{r.pipeline_parallel} ep{r.expert_parallel}"
+    return f"{sizes} dp{r.attention_copies} on {r.num_gpus}"
 
 
 # --- blocks ---------------------------------------------------------------------------------------
