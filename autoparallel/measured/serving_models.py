@@ -35,7 +35,7 @@ _IN_NAME = (
     (re.compile(r"-bf16\b"), "bf16"),
 )
 _NOISE = re.compile(
-    r"-(?:instruct|chat|it|hf|base|original|text|original-text|turbo|preview|\d{4}|v0\.\d+)(?=-|$)"
+    r"-(?:instruct|chat|thinking|it|hf|base|original|text|original-text|turbo|preview|\d{4}|v0\.\d+)(?=-|$)"
 )
 NATIVE = (("gpt-oss", "mxfp4"), ("deepseek-", "fp8-blockwise"), ("kimi-k2", "fp8-blockwise"))
 """Precision of checkpoints that were published quantised, by the start of their name."""
@@ -53,6 +53,7 @@ def checkpoint(name: str, precision: str = "", config_dir: Path | None = None) -
         CatalogError: no such model, or an unknown word for the precision.
     """
     words = "-".join(name.split("/")[-1].lower().replace("_", "-").split())
+    words = re.sub(r"^llama-v(?=\d)", "llama-", words)
     stated = PRECISIONS.get(precision.lower())
     if stated is None:
         raise CatalogError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")

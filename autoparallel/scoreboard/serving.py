@@ -21,6 +21,7 @@ from autoparallel.calibration.serving_cases import (
     predicted,
     understood_serving,
 )
+from autoparallel.calibration.serving_run import ServingCalibrated
 from autoparallel.constants import NORMAL_90
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.serving_rows import read_serving_runs
@@ -252,3 +253,26 @@ def by_cell(table: ServingTable) -> list[tuple[str, Block]]:
 
 def _mean_error(cell: tuple[str, Block]) -> float:
     return float(cell[1]["mape"])
+
+
+def calibrated_block(found: ServingCalibrated, before: Column) -> Block:
+    """Errors of serving figures before and after a calibration, and with their model left out."""
+    stages = {"before": before, "after": found.after, "left_out": found.left_out}
+    tables = {
+        name: None if column is None else serving_table(found.readings, column)
+        for name, column in stages.items()
+    }
+    return {
+        **{
+            name: None if table is None else metric_blocks(table.take(np.isfinite(table.predicted)))
+            for name, table in tables.items()
+        },
+        "families": {
+            name: {
+                "rows": profile.calibration.rows,
+                "models": list(profile.models),
+                "measured": list(profile.calibration.measured_names),
+            }
+            for name, profile in found.profiles.items()
+        },
+    }

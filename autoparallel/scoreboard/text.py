@@ -162,6 +162,21 @@ def serving_worst_cells(table: ServingTable, top: int = 10) -> Text:
     return Text(title="Serving: worst cells", columns=("cell", *ERROR_COLUMNS), rows=rows)
 
 
+def serving_calibrated(block: Mapping[str, Any]) -> Text:
+    """Mean errors of serving figures before and after a calibration, and with models left out."""
+    stages = ("before", "after", "left_out")
+    rows = tuple(
+        (
+            metric,
+            str(block["after"][metric]["n"]),
+            *(percent(block[s][metric]["mape"] if block[s] else None) for s in stages),
+        )
+        for metric in METRICS
+    )
+    columns = ("metric", "rows", "before", "after", "model left out")
+    return Text(title="Mean error of serving figures", columns=columns, rows=rows)
+
+
 def worst_cells(table: Table, top: int = 10) -> Text:
     """Split group x number of GPUs: where the step time is most wrong."""
     timed = table.take(table.timed)
