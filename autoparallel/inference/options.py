@@ -123,7 +123,8 @@ class Options:
     @property
     def fits(self) -> NDArray[np.bool_]:
         """Whether the memory holds the weights and the load."""
-        return np.asarray(self.reached & (self.fits_probability >= FITS))
+        found: NDArray[np.bool_] = self.reached & (self.fits_probability >= FITS)
+        return found
 
     def broken(self, limits: Limits) -> dict[str, NDArray[np.bool_]]:
         """Limit -> rows that break it."""
@@ -132,9 +133,10 @@ class Options:
 
     def meets(self, limits: Limits) -> NDArray[np.bool_]:
         """Rows that fit, keep up with the load, and keep every limit."""
-        good = self.fits & (self.utilization < 1 + 1e-9) & np.isfinite(self.ttft_s[0])
+        keeps_up = (self.utilization < 1 + 1e-9) & np.isfinite(self.ttft_s[0])
+        good: NDArray[np.bool_] = self.fits & keeps_up
         for broken in self.broken(limits).values():
-            good &= ~broken
+            good = good & ~broken
         return good
 
     def take(self, rows: Rows) -> Options:

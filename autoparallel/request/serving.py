@@ -373,13 +373,17 @@ def _precisions(asked: str | None, model: Model, gpu: Gpu, anything: bool) -> tu
         if missing is not None:
             raise _not_on("precision", missing, gpu, f"take --precision {_half(gpu)}")
         return found
-    start = next((name for name in PUBLISHED_IN if model.name.startswith(name)), "")
-    published = PUBLISHED_IN.get(start, "")
+    published = published_precision(model)
     own = published if published and computes(gpu, published) else _half(gpu)
     if not anything:
         return (own,)
     others = [p for p in ("bf16", "fp8", "nvfp4") if computes(gpu, p)]
     return tuple(dict.fromkeys((own, *others)))
+
+
+def published_precision(model: Model) -> str:
+    """Precision of a checkpoint that was published quantised; empty for any other."""
+    return next((p for name, p in PUBLISHED_IN.items() if model.name.startswith(name)), "")
 
 
 def _kv_dtypes(asked: str | None, gpu: Gpu, anything: bool) -> tuple[str, ...]:
