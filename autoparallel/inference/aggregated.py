@@ -35,6 +35,8 @@ def aggregated(
     room = kv_capacity_sequences(here, instance, demand.input_tokens + demand.output_tokens)
     longest = kv_capacity_sequences(here, instance, float(demand.longest_tokens))
     rate = seen.pop("requests_per_s") * count
+    if demand.output_tokens == 1:
+        seen["tpot_s"] = 0.0 * seen["tpot_s"]
     typical = float(demand.input_tokens + demand.output_tokens)
     rows = np.full(found.size, index, dtype=np.intp)
     return Options(

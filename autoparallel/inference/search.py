@@ -156,16 +156,17 @@ def order(options: Options, question: Question) -> NDArray[np.intp]:
 def goal(options: Options, question: Question) -> Column:
     """What the objective makes small, positive.
 
-    Throughput: seconds per output token of all GPUs given; under a fixed rate the share of its
-    capacity that a deployment needs. Latency: time to the last token. Cost: dollars per token.
+    Throughput: seconds per output token of all GPUs given. Latency: time to the last token. Cost:
+    dollars per token. Under a rate all deployments that keep up have one throughput, so that
+    latency decides.
     """
-    if question.objective == "latency":
+    fixed = question.demand.request_rate is not None
+    if question.objective == "latency" or (fixed and question.objective == "throughput"):
         return np.asarray(options.e2e_s[question.limits.row])
     tokens = np.maximum(options.tokens_per_s, 1e-30)
     if question.objective == "cost":
         return np.asarray(options.usd_per_s / tokens)
-    fixed = question.demand.request_rate is not None
-    return np.asarray(options.utilization if fixed else 1.0 / tokens)
+    return np.asarray(1.0 / tokens)
 
 
 def layout_keys(options: Options) -> NDArray[np.float64]:
