@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from serving import served
+from settings_served import served
 
 from autoparallel.inference import Instance
 from autoparallel.inference.engine_memory import (

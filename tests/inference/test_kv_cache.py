@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from serving import served
+from settings_served import served
 
 from autoparallel.inference import Instance
 from autoparallel.inference.kv_cache import attended_tokens, kv_bytes, paged_tokens

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from serving import served
+from settings_served import served
 
 from autoparallel.inference import Batch, Instance, StepTime, mixed_step
 from autoparallel.inference.kernels import all_reduce_s, gemm_s
