@@ -239,25 +239,31 @@ def _entry(found: Found, row: int, rank: int | None, seen: Options | None = None
         workers=_workers(one, split),
         precision=here.precision,
         kv_dtype="fp8" if _at(one.worker.kv_element_bytes) == 1.0 else "bf16",
-        concurrency=float(one.concurrency[0]),
+        concurrency=_finite(float(one.concurrency[0])) or 0.0,
         load=float(one.requests_per_s[0]),
         **_latencies("ttft_ms", one.ttft_s),
         **_latencies("tpot_ms", one.tpot_s, found.question.demand.output_tokens > 1),
         tokens_per_s_per_gpu=per_s / gpus,
-        tokens_per_s_per_user=1.0 / tpot if tpot > 0 else None,
+        tokens_per_s_per_user=1.0 / tpot if 0 < tpot < math.inf else None,
         memory_bytes=float(one.memory_bytes[0]),
         fits_probability=float(one.fits_probability[0]),
-        usd_per_million_tokens=None if math.isnan(price) else price / per_s * MILLION,
+        usd_per_million_tokens=_finite(price / max(per_s, 1e-12) * MILLION),
         binding_constraint=binding(found, row),
         parts=_parts(found, one),
     )
 
 
 def _latencies(name: str, block: Any, there: bool = True) -> dict[str, float | None]:
-    mean, *rest = (float(value) / MS if there else None for value in block[:, 0])
+    known = there and bool(np.isfinite(block[0, 0]))
+    mean, *rest = (float(value) / MS if known else None for value in block[:, 0])
     return {name: mean} | {
         f"{name}_{p}": v for p, v in zip(("p50", "p90", "p99"), rest, strict=True)
     }
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where there is no such number."""
+    return value if math.isfinite(value) else None
 
 
 def _at(value: Any) -> float:
@@ -299,7 +305,7 @@ def _parts(found: Found, one: Options) -> dict[str, float]:
             output_tokens=float(demand.output_tokens),
             prefix_tokens=float(demand.prefix_tokens),
             accepted_tokens=demand.accepted_tokens,
-            concurrency=max(_at(one.concurrency) / _at(one.count), 1e-9),
+            concurrency=max((_finite(_at(one.concurrency)) or 1.0) / _at(one.count), 1e-9),
         )
         seen = closed_loop(here, worker, load)
         return _named("decode", seen.decode) | _named("prompt", seen.prompt)

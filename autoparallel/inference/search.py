@@ -257,8 +257,9 @@ def miss(found: Found) -> int | None:
         return None
     over = np.maximum(options.utilization[rows], 1e-9)
     for name, value in limits.named().items():
-        over = np.maximum(over, getattr(options, name)[limits.row][rows] / value)
-    return int(rows[np.argmin(np.where(np.isfinite(over), over, 1e30))])
+        seen = getattr(options, name)[limits.row][rows]
+        over = np.maximum(over, np.where(np.isfinite(seen), seen / value, 1.0 + over))
+    return int(rows[np.argmin(over)])
 
 
 def ties(goals: Sequence[float]) -> list[bool]:
