@@ -216,8 +216,8 @@ def _fewest_busy(request: ServingRequest) -> int:
     best = searched(free)
     if not best.good.size:
         return 1
-    options = best.options.take(best.good)
-    each = float(np.max(options.requests_per_s / options.gpus))
+    options = best.options
+    each = float(np.max((options.requests_per_s / np.maximum(options.gpus, 1.0))[best.good]))
     return max(math.floor((request.request_rate or 0.0) / each), 1)
 
 

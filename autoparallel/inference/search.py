@@ -85,7 +85,7 @@ def searched(question: Question) -> Found:
     return Found(
         question=question,
         options=options,
-        good=rows[order(options.take(rows), question)],
+        good=rows[order(options, question, rows)],
         considered=considered,
         evaluated=considered - pruned.total(),
         pruned=dict(pruned),
@@ -146,11 +146,11 @@ def _nothing(question: Question, every: tuple[Setting, ...]) -> Options:
     return aggregated(every, 0, any_gpus, question.demand).take(np.zeros(0, dtype=np.intp))
 
 
-def order(options: Options, question: Question) -> NDArray[np.intp]:
-    """Rows from best to worst: by the objective, then by time to the last token."""
-    e2e = options.e2e_s[question.limits.row]
-    first = goal(options, question)
-    return np.lexsort((e2e, np.round(np.log(np.maximum(first, 1e-30)) / 1e-6)))
+def order(options: Options, question: Question, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Places of `rows` from best to worst: by the objective, then by time to the last token."""
+    e2e = options.e2e_s[question.limits.row][rows]
+    first = np.round(np.log(np.maximum(goal(options, question)[rows], 1e-30)) / 1e-6)
+    return np.lexsort((e2e, first))
 
 
 def goal(options: Options, question: Question) -> Column:
