@@ -26,7 +26,7 @@ class ServingConstants:
         0.5, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
     )
     gemm_ramp_waves: Num = constant(
-        0.15, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
+        0.035, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
     )
     narrow_ramp_waves: Num = constant(
         0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
