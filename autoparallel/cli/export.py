@@ -1,4 +1,4 @@
-"""`autoparallel export`: launch files of a saved plan's layout."""
+"""`autoparallel export`: launch files of a saved plan's layout or deployment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def export_verb(
         str,
         typer.Option(
             "--to",
-            help="megatron-lm, megatron-bridge, torchtitan, fsdp2 or deepspeed "
-            "[the first that the layout's framework has].",
+            help="Training: megatron-lm, megatron-bridge, torchtitan, fsdp2 or deepspeed [the "
+            "first that the layout's framework has]; serving: vllm, sglang, trtllm, dynamo or "
+            "kubernetes [all that apply].",
             metavar="NAME",
         ),
     ] = "",
@@ -36,13 +37,17 @@ def export_verb(
     config_dir: common.ConfigDirFlag = None,
     json: common.JsonFlag = False,
 ) -> None:
-    """Write the launch files of one layout of a plan."""
+    """Write the launch files of one layout or deployment of a plan."""
     from dataclasses import replace
 
     from autoparallel.cli.launch import launch_files, write_files
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest, site_record
+    from autoparallel.serving_plan import plan_kind
 
+    if plan_kind(run) == "serving":
+        _export_serving(run, rank, out, site, to or None, config_dir, json)
+        return
     plan = load_plan(run)
     saved = TrainingRequest.from_mapping(plan.request, f"{run} request")
     request = common.moved(saved, {"config_dir": config_dir})
@@ -69,3 +74,37 @@ def export_verb(
     if found.unused:
         settings = ", ".join(found.unused)
         typer.echo(f"site {request.site.name}: {launcher} has no place for {settings}", err=True)
+
+
+def _export_serving(
+    run: Path,
+    rank: int,
+    out: Path | None,
+    site: str | None,
+    target: str | None,
+    config_dir: Path | None,
+    json: bool,
+) -> None:
+    """Write the launch files of one deployment of a serving plan."""
+    from dataclasses import replace
+
+    from autoparallel.cli.serving_launch import write_serving_files
+    from autoparallel.cli.serving_view import deployment
+    from autoparallel.request import ServingRequest, site_record
+    from autoparallel.serving_plan import load_serving_plan
+
+    plan = load_serving_plan(run)
+    saved = ServingRequest.from_mapping(plan.request, f"{run} request")
+    request = common.moved(saved, {"config_dir": config_dir})
+    if site is not None:
+        own = Path(request.config_dir) if request.config_dir else None
+        request = replace(request, site=site_record(site, own))
+    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
+    if entry is None:
+        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} deployments")
+    folder = out or (run if run.is_dir() else run.parent)
+    written = [str(path) for path in write_serving_files(request, entry, folder, target)]
+    if json:
+        common.print_json({"deployment": deployment(entry), "files": written})
+    else:
+        typer.echo("\n".join(written))

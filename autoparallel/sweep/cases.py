@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoparallel.errors import CatalogError, ConfigError, bad_value
-from autoparallel.planning import checked, provenance
+from autoparallel.planning import checked
+from autoparallel.provenance import provenance
 from autoparallel.request import TrainingRequest, training_request
 
 MAX_CASES = 10_000
