@@ -23,9 +23,10 @@ from autoparallel.files import write_text
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.logs import read_log, result_of
-from autoparallel.profiling.process_tree import GRACE_S, end_tree
+from autoparallel.profiling.process_tree import GRACE_S, dies_with_parent, end_tree
+from autoparallel.profiling.ranks import start_folder
 
-ARGUMENTS_FILE, LOG_FILE, JOB_FILE = "args.txt", "command.log", "job.json"
+ARGUMENTS_FILE, LOG_FILE = "args.txt", "command.log"
 _SPLICED = ("@{args_file}", "{arguments}")
 _WORD = re.compile(r"\{(\w+)\}")
 _NAMES = ("args_file", "num_gpus", "num_nodes", "gpus_per_node", "folder")
@@ -91,9 +92,12 @@ def argv(job: Job, folder: Path, gpus_per_node: int) -> list[str]:
     return found
 
 
-def write_files(job: Job, folder: Path) -> None:
-    """`job.json`, and of a command its arguments, into the trial's folder."""
-    write_text(folder, JOB_FILE, job.text())
+def write_arguments(job: Job, folder: Path) -> None:
+    """The arguments of a job's command into the trial's folder, one a line; none of a worker's.
+
+    Raises:
+        ConfigError: an argument that holds a line end.
+    """
     if broken := [word for word in job.arguments if "\n" in word or "\0" in word]:
         raise bad_value("argument", broken[0], "holds a line end, which a file of lines cannot")
     if job.command:
@@ -126,7 +130,8 @@ class CommandLauncher:
 
     def submit(self, job: Job, folder: Path) -> str:
         """Start the command with its output in `command.log`; see `Launcher`."""
-        write_files(job, folder)
+        start_folder(job, folder)
+        write_arguments(job, folder)
         words = argv(job, folder, job.processes)
         variables = torchrun_variables(job.processes, job.processes)
         with (folder / LOG_FILE).open("wb") as log:
@@ -138,6 +143,7 @@ class CommandLauncher:
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **variables, **job.environment},
                     start_new_session=True,
+                    preexec_fn=dies_with_parent(),
                 )
             except (OSError, ValueError) as error:
                 rule = f"cannot be started ({error})"

@@ -8,14 +8,18 @@ while it goes down.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 GRACE_S = 10.0
 _PROC = Path("/proc")
+_DIE_WITH_PARENT = 1  # prctl(PR_SET_PDEATHSIG)
 
 
 def end_tree(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
@@ -33,6 +37,17 @@ def end_tree(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None
     _signal(process.pid, tree, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5.0)
+
+
+def dies_with_parent() -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the program is asked to end when its driver is gone, however.
+
+    It is asked, not killed, so that torchrun takes its workers with it.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_DIE_WITH_PARENT, signal.SIGTERM, 0, 0, 0)
 
 
 def descendants(pid: int) -> list[int]:
@@ -62,9 +77,8 @@ def _alive(process: subprocess.Popen[bytes], pid: int) -> bool:
     if pid == process.pid:
         return process.poll() is None
     try:
-        state = (
-            (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        )
+        stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
+        state = stat.rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return False
     return state != "Z"
