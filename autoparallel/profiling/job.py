@@ -11,7 +11,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from autoparallel import strict_json as check
@@ -105,6 +105,11 @@ class Job:
             del own[name]
         text = json.dumps(own, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def subject(self) -> str:
+        """Digest of what is measured, however many steps it takes."""
+        return replace(self, steps=1, warmup_steps=0).trial
 
     def to_json(self) -> dict[str, Any]:
         """The job as plain data."""

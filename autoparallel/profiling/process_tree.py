@@ -39,15 +39,16 @@ def end_tree(process: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None
         process.wait(timeout=5.0)
 
 
-def dies_with_parent() -> Callable[[], None] | None:
+def dies_with_parent(sent: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
     """For `preexec_fn`: on Linux the program is asked to end when its driver is gone, however.
 
-    It is asked, not killed, so that torchrun takes its workers with it.
+    It is asked, not killed, so that torchrun takes its workers with it. A rank has no workers and
+    may sit in a collective: it is `sent` SIGKILL.
     """
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_DIE_WITH_PARENT, signal.SIGTERM, 0, 0, 0)
+    return lambda: prctl(_DIE_WITH_PARENT, sent, 0, 0, 0)
 
 
 def descendants(pid: int) -> list[int]:

@@ -120,13 +120,13 @@ def run_rank(job: Job, place: Place, seen: Seen) -> RankEnd:
     from autoparallel.profiling.worker.training import train
 
     steps = train(job, net, device, seen)
+    filled: dict[str, Any] = {**memory.peaks(since), **steps.medians()}
     report = RankReport(
         rank=place.rank if job.rank is None else job.rank,
         parameters=net.parameters,
         import_s=imported - start,
         build_s=built - imported,
-        **memory.peaks(since),
-        **steps.medians(),
+        **filled,
     )
     _leave(job)
     return RankEnd(
@@ -215,7 +215,8 @@ def _joined_world(job: Job, place: Place, device: Any) -> str:
     if job.mode == "rank":
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        dist.init_process_group("fake", store=FakeStore(), rank=job.rank, world_size=job.num_gpus)
+        rank = job.rank or 0
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.num_gpus)
         return "fake"
     backend = "nccl" if device.type == "cuda" else "gloo"
     own = {"device_id": device} if device.type == "cuda" else {}
@@ -267,5 +268,3 @@ def versions(device: Any, impl: str) -> dict[str, str]:
     if impl == "te":
         found["transformer-engine"] = str(sys.modules["transformer_engine"].__version__)
     return found
-
-

@@ -60,7 +60,7 @@ def train(job: Job, net: Network, device: Any, seen: Callable[[float, bool], Non
     """
     steps = Steps(warmup=job.warmup_steps)
     run = _step_of(job, net, device)
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait: Any = torch.cuda.synchronize if device.type == "cuda" else _nothing
     for number in range(job.warmup_steps + job.steps):
         wait()
         start = time.perf_counter()
@@ -76,6 +76,9 @@ def train(job: Job, net: Network, device: Any, seen: Callable[[float, bool], Non
             steps.losses.append(_mean_loss(reported))
         seen(end - start, number < job.warmup_steps)
     return steps
+
+
+def _nothing() -> None: ...
 
 
 def _step_of(job: Job, net: Network, device: Any) -> Callable[[], list[dict[str, Any]]]:

@@ -37,7 +37,9 @@ def fill(chunk: Any, job: Job) -> None:
 
 
 def _whole_name(name: str, numbers: dict[str, int], job: Job) -> str:
-    """The name the parameter has in the model that is not split."""
+    """The name the parameter has in the model that is not split; tied matrices are one."""
+    if name == "output_layer.weight" and not job.model.untie_embeddings_and_output_weights:
+        return "embedding.word_embeddings.weight"
     if layer := _LAYER.match(name):
         name = f"layer{numbers[layer[0]]}{name[layer.end() :]}"
     if expert := _EXPERT.search(name):
