@@ -110,9 +110,9 @@ def run_rank(job: Job, place: Place, seen: Seen) -> RankEnd:
     start = time.perf_counter()
     device, impl = _prepared(job, place)
     imported = time.perf_counter()
-    from autoparallel.profiling.worker import config, memory
+    from autoparallel.profiling.worker import config, limits, memory
 
-    config.refuse(job, cuda=device.type == "cuda", impl=impl)
+    limits.refuse(job, cuda=device.type == "cuda", impl=impl)
     backend = _joined_world(job, place, device)
     since = memory.baseline(device)
     net = _built(job, device, impl)
