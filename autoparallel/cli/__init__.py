@@ -20,6 +20,8 @@ from autoparallel.cli import (
     estimate,
     explain,
     export,
+    profile,
+    measure_ops,
     search,
     validate,
 )
@@ -40,7 +42,9 @@ app.command("estimate")(estimate.estimate_verb)
 app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)
+app.command("profile")(profile.profile_verb)
 app.command("export")(export.export_verb)
+app.command("measure-ops")(measure_ops.measure_ops_verb)
 app.command("discover")(discover.discover_verb)
 app.add_typer(catalog.app, name="catalog")
 

@@ -86,6 +86,10 @@ def cluster_of(seen: Seen, gpu: str | None = None, config_dir: Path | None = Non
         CatalogError: a GPU that the catalog does not have.
     """
     if not seen.gpus:
+        if gpu:
+            raise bad_value(
+                "--gpu", gpu, "was given, but this machine shows no GPU", "leave it out"
+            )
         return _without_gpus(seen)
     name = gpu or gpu_id(seen.gpus[0].name)
     if not name:
