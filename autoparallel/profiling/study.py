@@ -1,9 +1,9 @@
 """Which trial next: Optuna's ask and tell over the candidates, with beliefs as its sampler.
 
-The first trials go to the candidates that are likeliest to be best, one of each kind (mesh and
-recomputation) before a kind gets its second turn; few steps each. Those that may still be best then
-get more steps. A trial that is clearly beaten is stopped from its partial steps, and one that ran
-out of memory takes with it what needs more.
+The first trials go to the candidates that are likeliest to be best, one of each mesh before a mesh
+gets its second turn, and one of each recomputation on it before that gets one; few steps each.
+Those that may still be best then get more steps. A trial that is clearly beaten is stopped from its
+partial steps, and one that ran out of memory takes with it what needs more.
 
 The study is kept in Optuna's own storage, so that two drivers can share it: a candidate that the
 other one runs is not started twice.
@@ -63,17 +63,20 @@ class Candidate:
     fits_probability: float
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """What tells layouts apart at a glance: the mesh, chunks and recomputation."""
+    def mesh(self) -> tuple[object, ...]:
+        """What tells layouts apart first: how the ranks are arranged."""
         x = self.layout
         return (
             x.tensor_model_parallel_size,
             x.pipeline_model_parallel_size,
-            x.virtual_pipeline_model_parallel_size > 1,
             x.context_parallel_size,
             x.expert_model_parallel_size,
-            x.recompute_granularity,
         )
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """The mesh, with what is recomputed on it."""
+        return (*self.mesh, self.layout.recompute_granularity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +186,7 @@ class Study:
 
         return beaten
 
-    def tell(self, pick: Pick, trial: str, result: Result) -> None:
+    def tell(self, pick: Pick, result: Result) -> None:
         """Take a trial's result."""
         self.learn(pick.candidate, result)
         state = TrialState.PRUNED if result.stopped_early else TrialState.COMPLETE
@@ -237,12 +240,16 @@ class Study:
         return [i for i in range(len(self.candidates)) if i not in taken]
 
     def _likeliest(self, open_: Sequence[int]) -> int:
-        """Of the kinds least tried, the candidate with the highest P(best)."""
-        tried = [self.candidates[i].kind for i in self.seen.measured]
-        fewest = min(tried.count(self.candidates[i].kind) for i in open_)
-        fresh = [i for i in open_ if tried.count(self.candidates[i].kind) == fewest]
+        """Of the meshes and kinds least tried, the candidate with the highest P(best)."""
+        tried = [self.candidates[i] for i in (*self.seen.measured, *self.seen.failed)]
+        meshes, kinds = [c.mesh for c in tried], [c.kind for c in tried]
         chances, seconds = self.best_probability(), self.beliefs().seconds()
-        return min(fresh, key=lambda i: (-chances[i], seconds[i]))
+
+        def place(i: int) -> tuple[float, ...]:
+            c = self.candidates[i]
+            return meshes.count(c.mesh), kinds.count(c.kind), -chances[i], seconds[i]
+
+        return min(open_, key=place)
 
     def _survivor(self, chances: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
         """The measured layout that may still be best and has the fewest steps behind it."""
