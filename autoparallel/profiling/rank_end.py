@@ -126,8 +126,9 @@ def joined(
         log_tail: The last lines of the rank that tells most.
     """
     ends = sorted(ends, key=lambda end: end.rank)
-    failures = [(e.outcome, f"rank {e.rank}: {e.message}") for e in ends if e.outcome != "ok"]
-    failures += [(outcome, f"rank {r}: {why}") for r, (outcome, why) in (lost or {}).items()]
+    # A rank that died without a word is the cause of what its peers complain about.
+    failures = [(outcome, f"rank {r}: {why}") for r, (outcome, why) in (lost or {}).items()]
+    failures += [(e.outcome, f"rank {e.rank}: {e.message}") for e in ends if e.outcome != "ok"]
     outcome, message = min(failures, key=lambda f: _TELLING.index(f[0]), default=("ok", ""))
     if not failures and len(ends) < job.processes:
         outcome, message = "crash", f"only {len(ends)} of {job.processes} ranks came to their end"
