@@ -79,4 +79,7 @@ def _slurm(site: Site, gpus_per_node: int, cuda: bool) -> Launcher:
 
 
 def _kubernetes(site: Site, gpus_per_node: int, cuda: bool) -> Launcher:
-    raise bad_value("--launcher", "kubernetes", "is not in this version", "use --launcher ray")
+    from autoparallel.profiling.kubernetes import KubernetesLauncher
+    from autoparallel.profiling.slurm_script import Place
+
+    return KubernetesLauncher(place=Place(site=site, gpus_per_node=gpus_per_node, gpus=cuda))
