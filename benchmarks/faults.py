@@ -22,7 +22,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autoparallel import catalog
 from autoparallel.layout import Layout
@@ -66,6 +68,14 @@ def strike():
         import resource
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used, used))
+        held, size = [], 1 << 24
+        while True:
+            try:
+                held.append(bytearray(size))
+            except MemoryError:
+                size = max(size // 2, 64)
+                if size == 64:
+                    time.sleep(0.001)
     elif kind == "fill":
         held = []
         while True:
@@ -129,7 +139,7 @@ def _with_mark(mark: str) -> list[int]:
     return found
 
 
-def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: object) -> Job:
+def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: Any) -> Job:
     """A two-rank job of the tiny model, with a fault that strikes inside its steps."""
     environment = {}
     if fault:
@@ -137,7 +147,7 @@ def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: objec
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(INJECTION)
         environment = {"PYTHONPATH": str(folder), FAULT: fault}
-    values = {
+    values: dict[str, Any] = {
         "steps": 400 if fault else 2,
         "timeout_s": 60.0,
         "environment": environment,
@@ -150,7 +160,7 @@ def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: objec
         global_batch_size=8,
         seq_length=64,
         device="cpu",
-        **values,  # type: ignore[arg-type]
+        **values,
     )
 
 
@@ -165,7 +175,7 @@ LAUNCHERS: dict[str, Callable[[], Launcher]] = {
     "subprocess": SubprocessLauncher,
     "ray": ray_launcher,
 }
-RANK_FAULTS = (
+RANK_FAULTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("a rank is killed (SIGKILL)", "kill@1", "crash", {}),
     ("a rank raises inside a step", "raise@1", "crash", {}),
     ("a rank stops for ever (SIGSTOP), deadline 15 s", "stop@1", "timeout", {"timeout_s": 15.0}),
@@ -179,7 +189,7 @@ RANK_FAULTS = (
 )
 
 
-def rank_fault(title: str, fault: str, expected: str, name: str, changes: dict[str, float]) -> Row:
+def rank_fault(title: str, fault: str, expected: str, name: str, changes: dict[str, Any]) -> Row:
     """Run a trial with a fault in one rank, then a healthy one on the same launcher."""
     with marked() as mark, tempfile.TemporaryDirectory() as folder:
         launcher = LAUNCHERS[name]()
@@ -236,6 +246,8 @@ def driver(run: Path, name: str, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a script started in the background hands on an ignored Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
 
 
@@ -279,7 +291,7 @@ def killed_driver(name: str, *, inside: bool, sent: signal.Signals = signal.SIGK
         start = time.monotonic()
         wait_until(lambda: journal_lines(run) >= 1 and (not inside or trains(run)))
         process.send_signal(sent)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=180)
         left = left_over(mark)
         seconds = time.monotonic() - start
         before = [trial.result.trial for trial in Store(run).trials()]
@@ -429,23 +441,17 @@ def every() -> list[tuple[str, Callable[[], Row]]]:
     """Name and experiment of every fault."""
     found: list[tuple[str, Callable[[], Row]]] = []
     for name in LAUNCHERS:
-        for title, fault, expected, changes in RANK_FAULTS:
-            found.append(
-                (
-                    f"{name}-{fault}",
-                    lambda t=title, f=fault, e=expected, n=name, c=changes: rank_fault(
-                        t, f, e, n, c
-                    ),
-                )
-            )
-        found.append((f"{name}-driver", lambda n=name: killed_driver(n, inside=True)))
-        found.append((f"{name}-between", lambda n=name: killed_driver(n, inside=False)))
-        found.append(
+        for number, (title, fault, expected, changes) in enumerate(RANK_FAULTS):
+            trial = partial(rank_fault, title, fault, expected, name, changes)
+            found.append((f"{name}-{number}-{fault}", trial))
+        found += [
+            (f"{name}-driver", partial(killed_driver, name, inside=True)),
+            (f"{name}-between", partial(killed_driver, name, inside=False)),
             (
                 f"{name}-interrupt",
-                lambda n=name: killed_driver(n, inside=True, sent=signal.SIGINT),
-            )
-        )
+                partial(killed_driver, name, inside=True, sent=signal.SIGINT),
+            ),
+        ]
     return [
         *found,
         ("ray-memory", host_memory),

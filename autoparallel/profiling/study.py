@@ -11,6 +11,7 @@ other one runs is not started twice.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -21,9 +22,11 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from autoparallel.errors import ConfigError
 from autoparallel.layout import GRANULARITIES, Layout
 from autoparallel.profiling.beliefs import Beliefs
 from autoparallel.profiling.job import Result
@@ -135,6 +138,7 @@ class Study:
         self._steps = steps
         self._target = target_probability
         self._sampler = _Chosen()
+        self._asked: dict[int, optuna.Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(
             study_name=name,
@@ -169,9 +173,16 @@ class Study:
             return None
         index, steps = chosen
         self._sampler.values = _knobs(self.candidates[index].layout)
-        trial = self._optuna.ask(dict(DISTRIBUTIONS))
-        trial.set_user_attr("layout", str(self.candidates[index].layout))
-        trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
+        try:
+            trial = self._optuna.ask(dict(DISTRIBUTIONS))
+            trial.set_user_attr("layout", str(self.candidates[index].layout))
+            trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
+        except StorageInternalError as error:
+            raise ConfigError(
+                "--storage: cannot be written; free some space and run again, finished trials are "
+                "kept"
+            ) from error
+        self._asked[trial.number] = trial
         return Pick(candidate=index, steps=steps, number=trial.number)
 
     def watch(self, pick: Pick) -> Watch:
@@ -189,10 +200,16 @@ class Study:
     def tell(self, pick: Pick, result: Result) -> None:
         """Take a trial's result."""
         self.learn(pick.candidate, result)
-        state = TrialState.PRUNED if result.stopped_early else TrialState.COMPLETE
-        ok = result.ok and result.iteration_s is not None
-        values = result.iteration_s if ok else None
-        self._optuna.tell(pick.number, values, state=state if ok else TrialState.FAIL)
+        with contextlib.suppress(StorageInternalError):  # the journal has it already
+            trial = self._asked[pick.number]
+            for step, step_s in enumerate(result.step_s):
+                trial.report(step_s, step)
+            if not result.ok:
+                self._optuna.tell(pick.number, state=TrialState.FAIL)
+            elif result.stopped_early:
+                self._optuna.tell(pick.number, state=TrialState.PRUNED)
+            else:
+                self._optuna.tell(pick.number, result.iteration_s)
 
     def learn(self, index: int, result: Result) -> None:
         """Take a result without having asked for it, such as one of an earlier run."""
@@ -214,7 +231,8 @@ class Study:
 
     def give_up(self, pick: Pick) -> None:
         """A trial that was interrupted counts for nothing."""
-        self._optuna.tell(pick.number, state=TrialState.FAIL)
+        with contextlib.suppress(StorageInternalError):
+            self._optuna.tell(pick.number, state=TrialState.FAIL)
 
     def _next(self) -> tuple[int, int] | None:
         """Candidate and steps: the short list first, then more steps for its survivors."""

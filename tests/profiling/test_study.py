@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from autoparallel.layout import Layout
 from autoparallel.profiling.beliefs import Beliefs, prior
@@ -114,6 +116,21 @@ def test_a_clearly_beaten_trial_is_stopped_from_its_partial_steps():
     assert watch(Progress(state="running", step_s=(9.0, 8.0)))
     assert not watch(Progress(state="running", step_s=(9.0, 1.1)))
     assert not watch(Progress(state="running", step_s=(9.0,) * 6))
+
+
+@pytest.mark.parametrize("outcome", ["ok", "crash", "out_of_memory"])
+def test_optuna_is_told_how_every_trial_ended(tmp_path, outcome):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    game = study(storage=url)
+    early = replace(result(1.0, outcome=outcome), stopped_early=outcome == "ok")
+    game.tell(game.ask(), early)
+    game.tell(game.ask(), result(2.0))
+    told = optuna.load_study(study_name="autoparallel", storage=url).get_trials()
+    first = TrialState.PRUNED if outcome == "ok" else TrialState.FAIL
+    assert [t.state for t in told] == [first, TrialState.COMPLETE]
+    assert told[1].value == 2.0
+    assert told[1].user_attrs["layout"] in WORDS
+    assert told[1].intermediate_values == {0: 2.0, 1: 2.0}
 
 
 def test_two_drivers_share_a_study(tmp_path):
