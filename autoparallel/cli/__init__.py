@@ -20,8 +20,8 @@ from autoparallel.cli import (
     estimate,
     explain,
     export,
-    profile,
     measure_ops,
+    profile,
     search,
     validate,
 )

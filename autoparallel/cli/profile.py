@@ -60,6 +60,12 @@ def profile_verb(
     command: Annotated[
         str, typer.Option("--command", help="Your own job, ending in @{args_file}.")
     ] = "",
+    from_logs: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-logs", help="Read runs launched elsewhere; start none.", metavar="DIR"
+        ),
+    ] = None,
     storage: Annotated[
         str, typer.Option("--storage", help="Optuna storage [a file in RUN].", metavar="URL")
     ] = "",
@@ -91,6 +97,14 @@ def profile_verb(
         warm_start=tuple(warm_start or ()),
     )
     folder = run if run.is_dir() else run.parent
+    if from_logs is not None:
+        from autoparallel.cli.profile_logs import campaign_of_logs
+
+        if command or where:
+            raise ConfigError("--from-logs: starts nothing; leave --command and --launcher out")
+        campaign = campaign_of_logs(folder, plan, request, settings, from_logs, quiet=quiet)
+        _record(folder, plan, request, campaign, None, as_json=json, quiet=quiet)
+        return
     settings = _with_command(settings, request, command)
     chosen = where or ("subprocess" if command else "ray")
 
@@ -222,7 +236,6 @@ def _answer(
     quiet: bool,
 ) -> None:
     """Run the campaign, write what it found whatever happened, and show it."""
-    from autoparallel.campaign import recorded
     from autoparallel.cli.profile_view import Bar
 
     bar = Bar(shown=not quiet, budget_s=settings.budget_s)
@@ -231,6 +244,22 @@ def _answer(
     if campaign is None:
         assert failure is not None
         raise failure
+    _record(folder, plan, request, campaign, failure, as_json=as_json, quiet=quiet)
+
+
+def _record(
+    folder: Path,
+    plan: Plan,
+    request: TrainingRequest,
+    campaign: Campaign,
+    failure: BaseException | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write what a campaign found and show it; then fail as it failed."""
+    from autoparallel.campaign import recorded
+
     found = recorded(folder, plan, request, campaign.outcome)
     if as_json:
         typer.echo(found.plan.text(), nl=False)

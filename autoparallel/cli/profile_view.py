@@ -162,10 +162,8 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
     if not measured:
         return "Nothing was measured."
     one = next(iter(measured.values()))
-    text = (
-        f"{len(measured)} layouts measured in mode {one.mode} on {one.device} ({one.impl} kernels, "
-        f"{one.backend})"
-    )
+    how = ", ".join(word for word in (one.impl and f"{one.impl} kernels", one.backend) if word)
+    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device} ({how})"
     if found.bias is not None:
         text += f"; measured over predicted {found.bias:.3g} in the median"
     if not found.corrects:
