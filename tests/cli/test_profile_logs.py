@@ -9,7 +9,8 @@ import pytest
 
 from autoparallel.cli import app
 from autoparallel.cli.outcome import exit_code_of
-from tests.profiling.test_from_logs import RECORDED
+
+RECORDED = Path(__file__).parents[1] / "profiling" / "logs" / "recorded"
 
 
 @pytest.fixture
