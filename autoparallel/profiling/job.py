@@ -108,8 +108,11 @@ class Job:
 
     @property
     def subject(self) -> str:
-        """Digest of what is measured, however many steps it takes."""
-        return replace(self, steps=1, warmup_steps=0).trial
+        """Digest of what is measured, however many steps it takes.
+
+        A command's arguments follow from the layout, and name the number of steps too.
+        """
+        return replace(self, steps=1, warmup_steps=0, arguments=()).trial
 
     def to_json(self) -> dict[str, Any]:
         """The job as plain data."""

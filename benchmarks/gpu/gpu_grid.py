@@ -83,7 +83,7 @@ def _settled(job: Job, tiny: bool, device: str, steps: int, warmup_steps: int) -
     """A run's job on this device."""
     sized = _shrunk(job) if tiny else job
     timed = replace(sized, steps=steps, warmup_steps=warmup_steps, timeout_s=TIMEOUT_S)
-    return replace(timed, device=device)
+    return replace(timed, device=device, impl="sdpa" if device == "cuda" else "auto")
 
 
 def _layers(hidden: int) -> int:

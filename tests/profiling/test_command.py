@@ -87,6 +87,18 @@ def test_arguments_take_the_place_of_their_word_and_of_no_other(tmp_path: Path) 
     assert argv(job, tmp_path, 8) == ["run", "4", "--x", "{num_gpus}", "a b;$(x)", f"--f={file}"]
 
 
+def test_a_command_that_ran_longer_answers_the_same_question() -> None:
+    def steps_too(job: Job) -> tuple[str, ...]:
+        return (*exported(job), "--train-iters", str(job.steps))
+
+    words = command_words("run @{args_file}")
+    short, long = (with_command(replace(JOB, steps=steps), words, steps_too) for steps in (1, 5))
+    assert short.subject == long.subject
+    assert short.trial != long.trial
+    other = replace(JOB, layout=Layout.parse("pp2"))
+    assert with_command(other, words, steps_too).subject != short.subject
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

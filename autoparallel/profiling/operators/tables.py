@@ -76,7 +76,8 @@ def _gemm(samples: Samples, header: Header) -> str:
     launches = {p: samples[key_of("gemm", p, "forward", 16, 16, 16)] for p in precisions}
     lines = header.lines(
         unit="us per product; m rows of activations, n outputs, k reduced",
-        nature="measured: isolated kernels" + (" (tiny grid)" if x is TINY else ""),
+        nature="measured: isolated kernels, operands in cache where they fit"
+        + (" (tiny grid)" if x is TINY else ""),
         conversion="made non-decreasing along m, n and k",
         memory_bytes_per_s=f"{copied:.6g}",
         **{f"launch_us {p}": f"{s / US:.4g}" for p, s in launches.items()},

@@ -21,6 +21,8 @@ def seconds_of(make: Callable[[], Callable[[], Any]], device: str) -> float:
     On CUDA between events on the stream; calls shorter than 200 us are put in a row and divided,
     so that the host does not show.
     """
+    if device == "cuda":
+        torch.cuda.empty_cache()
     call = make()
     for _ in range(WARM_UP):
         call()
