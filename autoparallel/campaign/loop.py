@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from autoparallel.request import TrainingRequest
 
 STUDY_FILE = "study.db"
 LOST_IN_A_ROW = 3
-"""Crashes without a single step, one after another, from which the machinery is to blame."""
+"""Trials without a single step for one cause, after which the layouts are not to blame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,7 @@ class Campaign:
         self._store = Store(run)
         known = self._known()
         found = entries(plan, request, self._runs, sorted({t.job.layout for t in known}, key=str))
-        self._deadline = time.monotonic() + settings.budget_s
+        self._deadline = float("inf")
         self.outcome = Outcome(
             found=found,
             study=self._study(run, found),
@@ -134,7 +135,8 @@ class Campaign:
 
     def run(self) -> Outcome:
         """Run trials until there is enough; an interrupt leaves `outcome` as it stands."""
-        study, outcome, lost = self.outcome.study, self.outcome, 0
+        study, outcome, lost = self.outcome.study, self.outcome, Counter[str]()
+        self._deadline = time.monotonic() + self._settings.budget_s
         while True:
             if time.monotonic() >= self._deadline:
                 outcome.reason = f"the budget of {self._settings.budget_s:g} s is spent"
@@ -144,9 +146,10 @@ class Campaign:
                 outcome.reason = study.reason
                 return outcome
             result = self._try(pick)
-            lost = lost + 1 if result.outcome == "crash" and not result.step_s else 0
-            if lost == LOST_IN_A_ROW:
-                outcome.reason = f"{lost} trials in a row crashed before their first step"
+            cause = _cause(result)
+            lost = Counter({cause: lost[cause] + 1}) if cause else Counter()
+            if lost[cause] == LOST_IN_A_ROW:
+                outcome.reason = f"{LOST_IN_A_ROW} trials in a row failed before their first step"
                 return outcome
 
     def _try(self, pick: Pick) -> Result:
@@ -184,9 +187,24 @@ class Campaign:
         result = run_trial(
             self._launcher, job, self._store.trial_folder(job), watch=self._watch(pick)
         )
+        result = self._complete(result)
         self._store.append(job, result)
         self.outcome.trials.append(Trial(job=job, result=result))
         return result
+
+    def _complete(self, result: Result) -> Result:
+        """A trial that was ended before its ranks could say where they ran: as all others do."""
+        seen = self.outcome.study.seen.measured.values()
+        other = next((r for r in seen if r.device), None)
+        if result.device or other is None:
+            return result
+        return replace(
+            result,
+            device=other.device,
+            backend=other.backend,
+            impl=other.impl,
+            versions=other.versions,
+        )
 
     def _watch(self, pick: Pick) -> Watch:
         """Show every step; end a beaten trial, and one that has outlived the budget."""
@@ -303,6 +321,13 @@ class Campaign:
                 result=result,
             )
         )
+
+
+def _cause(result: Result) -> str:
+    """What kept a trial from its first step, as far as others may share it; empty when nothing."""
+    if result.step_s or result.outcome not in ("crash", "invalid"):
+        return ""
+    return result.outcome if result.outcome == "crash" else result.message
 
 
 def _seconds(study: Study) -> float:

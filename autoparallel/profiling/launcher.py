@@ -97,8 +97,8 @@ def run_trial(
         launcher.cancel(ticket)
     result = launcher.collect(ticket)
     if ending == "early":
-        found = "ok" if result.step_s else "crash"
-        result = replace(result, outcome=found, message="", stopped_early=True)
+        found = ("ok", "") if result.step_s else ("timeout", "ended before its first timed step")
+        result = replace(result, outcome=found[0], message=found[1], stopped_early=True)
     elif ending:
         result = replace(result, outcome="timeout", message=ending)
     return replace(
