@@ -149,7 +149,7 @@ def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: Any) 
         environment = {"PYTHONPATH": str(folder), FAULT: fault}
     values: dict[str, Any] = {
         "steps": 400 if fault else 2,
-        "timeout_s": 60.0,
+        "timeout_s": 300.0,
         "environment": environment,
         **changes,
     }

@@ -123,6 +123,7 @@ class Campaign:
         self._launcher = launcher
         self._seen = seen
         self._store = Store(run)
+        self._store.prepare()
         known = self._known()
         found = entries(plan, request, self._runs, sorted({t.job.layout for t in known}, key=str))
         self._deadline = float("inf")
@@ -182,8 +183,6 @@ class Campaign:
         """One job: the journal's answer, or a trial that is written into it."""
         if known := self._store.find(job):
             return known
-        left = max(self._deadline - time.monotonic(), 1.0)
-        job = replace(job, timeout_s=min(job.timeout_s, left + self._settings.base.timeout_s))
         result = run_trial(
             self._launcher, job, self._store.trial_folder(job), watch=self._watch(pick)
         )

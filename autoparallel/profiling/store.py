@@ -42,12 +42,19 @@ class Store:
     """The journal of one run directory.
 
     Args:
-        run: The run directory; its `trials/` is made when missing.
+        run: The run directory; reading changes nothing in it.
     """
 
     def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
         self.damaged = 0
+
+    def prepare(self) -> None:
+        """Make the folder and keep space aside, before anything is worth saving.
+
+        Raises:
+            ConfigError: there is no room, or the folder cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._keep_reserve()
@@ -77,7 +84,8 @@ class Store:
         return answers[-1] if answers else None
 
     def trial_folder(self, job: Job) -> Path:
-        """Where a trial's own files and logs go."""
+        """Where a trial's own files and logs go; there is room to save it when it ends."""
+        self.prepare()
         return self.folder / job.trial
 
     def append(self, job: Job, result: Result) -> None:
@@ -88,6 +96,7 @@ class Store:
         """
         line = _line(job, result)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._append(line)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

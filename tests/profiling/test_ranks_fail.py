@@ -36,7 +36,7 @@ def test_plain_processes(faults, tmp_path, fault, outcome, words, changes):
 
 
 @pytest.mark.ray
-def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path):
+def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path, capfd):
     pytest.importorskip("ray")
     with faults.marked() as mark:
         launcher = faults.LAUNCHERS["ray"]()
@@ -51,6 +51,7 @@ def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path):
         finally:
             launcher.close()
         assert faults.left_over(mark) == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_ranks_die_with_a_killed_driver_and_finished_trials_stay(faults, tmp_path):

@@ -50,6 +50,12 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(tmp_path, outcome,
     assert (store.find(job(9)) is not None) == reused
 
 
+def test_reading_leaves_no_trace(tmp_path):
+    assert Store(tmp_path / "run").trials() == []
+    assert Store(tmp_path / "run").find(JOB) is None
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("cut", [1, 20, 300])
 def test_a_line_cut_by_a_killed_driver_is_left_out_and_later_ones_stand(tmp_path, cut):
     store = Store(tmp_path)
@@ -75,6 +81,7 @@ def test_no_changed_byte_passes(tmp_path):
 
 def test_junk_is_counted_not_trusted(tmp_path):
     store = Store(tmp_path)
+    store.prepare()
     store.journal.write_bytes(b"\xff\xfe\n{}\n0 0\n" + b"x" * 100_000)
     assert store.trials() == []
     assert store.damaged == 4
@@ -96,6 +103,7 @@ def test_two_drivers_lose_nothing(tmp_path):
 
 def test_a_full_disk_keeps_the_trial_in_the_reserve(tmp_path, monkeypatch):
     store = Store(tmp_path)
+    store.prepare()
     store.append(job(3), result(3))
     own, reserve = os.write, store.folder / RESERVE
 
