@@ -40,6 +40,7 @@ def measure_ops_verb(
     from dataclasses import asdict
 
     from autoparallel.cli.outcome import complain
+    from autoparallel.cli.profile import seconds
     from autoparallel.profiling.operators import KINDS, measure
 
     found = measure(
@@ -49,7 +50,7 @@ def measure_ops_verb(
         tiny=tiny,
         kinds=tuple(only) if only else KINDS,
         ranks=ranks,
-        budget_s=_seconds(budget) if budget else float("inf"),
+        budget_s=seconds("--budget", budget) if budget else float("inf"),
         progress=lambda text: None if quiet or json else complain(text),
         config_dir=config_dir,
     )
@@ -60,14 +61,3 @@ def measure_ops_verb(
     else:
         files = ", ".join(found.files)
         typer.echo(f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {out}")
-
-
-def _seconds(budget: str) -> float:
-    """`90s`, `8m` or `1h`."""
-    from autoparallel.errors import bad_value
-
-    number, unit = budget[:-1], budget[-1:]
-    scale = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(unit)
-    if scale is None or not number.isdecimal() or not int(number):
-        raise bad_value("--budget", budget, "is not a time", "write 90s, 8m or 1h")
-    return int(number) * scale

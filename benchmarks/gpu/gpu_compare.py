@@ -203,7 +203,8 @@ def _page(rows: Sequence[Row], cluster: str, folder: Path) -> str:
 
 REHEARSED = (
     "This is a rehearsal on a CPU at 1/32 of the width: it shows that every run works and that the "
-    "comparison is made; its errors say nothing of GPUs."
+    "comparison is made. The times are of busy cores and vary several-fold; the errors say nothing "
+    "of GPUs."
 )
 
 
@@ -223,7 +224,8 @@ def _line(row: Row) -> str:
     cells = [job.mode, row.stage, job.model.name, str(job.seq_length), f"`{job.layout}`"]
     for values, unit in ((row.seconds, MS), (row.bytes_, GIB)):
         measured = values[0]
-        cells.append(f"{measured / unit:.4g}" if measured else result.outcome)
+        unknown = "-" if result.outcome == "ok" else result.outcome
+        cells.append(f"{measured / unit:.4g}" if measured else unknown)
         for predicted in values[1:]:
             off = f" ({predicted / measured - 1:+.0%})" if measured else ""
             cells.append(f"{predicted / unit:.4g}{off}")

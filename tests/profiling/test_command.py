@@ -12,7 +12,7 @@ from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
 from autoparallel.profiling.command import CommandLauncher, argv, command_words, with_command
 from autoparallel.profiling.job import Job, Result
-from autoparallel.profiling.launcher import run_trial
+from autoparallel.profiling.launcher import Progress, Watch, run_trial
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "logs" / "recorded"
@@ -30,13 +30,21 @@ def exported(job: Job) -> tuple[str, ...]:
     return ("--tensor-model-parallel-size", str(job.layout.tensor_model_parallel_size))
 
 
-def run(tmp_path: Path, log: str, ends: str, timeout_s: float = 20.0, extra: str = "") -> Result:
+def run(
+    tmp_path: Path,
+    log: str,
+    ends: str,
+    timeout_s: float = 60.0,
+    extra: str = "",
+    watch: Watch | None = None,
+) -> Result:
     script, recording = HERE / "fake_pretrain.py", RECORDED / f"{log}.log"
     words = command_words(
         f"{sys.executable} {script} {recording} --ends {ends} {extra} @{{args_file}}"
     )
     job = with_command(replace(JOB, timeout_s=timeout_s), words, exported, {"SITE_SAYS": "hello"})
-    return run_trial(CommandLauncher(grace_s=0.2), job, tmp_path / "trial", poll_s=0.02)
+    on = CommandLauncher(grace_s=0.2)
+    return run_trial(on, job, tmp_path / "trial", poll_s=0.02, watch=watch)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +65,29 @@ def test_a_command_ends_as_its_log_and_its_exit_code_say(
     assert found.log_tail
 
 
-def test_a_command_that_hangs_ends_at_its_deadline_with_everything_it_started(
-    tmp_path: Path,
-) -> None:
+def test_a_command_that_hangs_ends_at_its_deadline(tmp_path: Path) -> None:
+    found = run(tmp_path, "megatron_hang", "hang", timeout_s=0.3)
+    assert (found.outcome, found.message) == (
+        "timeout",
+        "not finished 0.3 s after its ranks started",
+    )
+
+
+def test_a_command_ends_with_everything_it_started(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    found = run(tmp_path, "megatron_hang", "hang", timeout_s=0.7, extra=f"--seen {seen}")
-    assert found.outcome == "timeout"
+
+    def enough(progress: Progress) -> bool:
+        return bool(progress.step_s) and seen.exists() and len(seen.read_text().split()) == 3
+
+    found = run(tmp_path, "megatron_hang", "hang", extra=f"--seen {seen}", watch=enough)
+    assert found.stopped_early
     assert found.step_s == pytest.approx((0.2139,))
     child, site, per_node = seen.read_text().split()
     assert (site, per_node) == ("hello", "4")
     assert gone(int(child))  # it had a session of its own, as torchrun's workers have
 
 
-def gone(pid: int, patience_s: float = 5.0) -> bool:
+def gone(pid: int, patience_s: float = 30.0) -> bool:
     """Whether a process has ended; what nobody has reaped yet counts as ended."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

@@ -53,14 +53,14 @@ def place(**site: object) -> Place:
     return Place(site=Site(**(text | site)), gpus_per_node=1, gpus=False, python="fake-python")
 
 
-def run(folder: Path, ranks: str, timeout_s: float = 20.0, queue_s: float = 20.0) -> Result:
+def run(folder: Path, ranks: str, timeout_s: float = 90.0, queue_s: float = 90.0) -> Result:
     job = replace(JOB, timeout_s=timeout_s, environment={"FAKE_RANKS": ranks})
     on = KubernetesLauncher(place=place(), poll_s=0.1)
     return run_trial(on, job, folder, queue_s=queue_s, poll_s=0.02)
 
 
 def objects_left(home: Path) -> list[str]:
-    return [path.name for path in home.iterdir() if path.is_dir()]
+    return [path.name for path in home.iterdir() if path.is_dir() and path.name[0] != "."]
 
 
 def test_ranks_of_two_pods_give_one_result(cluster: Path, tmp_path: Path) -> None:
@@ -88,9 +88,16 @@ def test_the_first_pod_that_fails_ends_all(
     assert not objects_left(cluster)
 
 
-def test_a_hang_ends_at_the_deadline_with_the_steps_so_far(cluster: Path, tmp_path: Path) -> None:
-    found = run(tmp_path / "trial", "hang", timeout_s=1.2)
-    assert (found.outcome, found.step_s) == ("timeout", (0.25,))
+def test_a_hang_ends_at_the_deadline(cluster: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "trial", "hang", timeout_s=0.2).outcome == "timeout"
+    assert not objects_left(cluster)
+
+
+def test_a_beaten_trial_ends_with_the_steps_it_streamed(cluster: Path, tmp_path: Path) -> None:
+    job = replace(JOB, environment={"FAKE_RANKS": "hang"})
+    on = KubernetesLauncher(place=place(), poll_s=0.1)
+    found = run_trial(on, job, tmp_path / "trial", watch=lambda p: bool(p.step_s), poll_s=0.02)
+    assert (found.outcome, found.step_s, found.stopped_early) == ("ok", (0.25,), True)
     assert not objects_left(cluster)
 
 
@@ -104,7 +111,7 @@ def test_an_image_that_cannot_be_pulled(cluster: Path, tmp_path: Path) -> None:
 def test_an_api_server_that_does_not_answer_changes_nothing(cluster: Path, tmp_path: Path) -> None:
     on = KubernetesLauncher(place=place(), poll_s=0.0)
     (tmp_path / "trial").mkdir()
-    (cluster / "start_s").write_text("1")
+    (cluster / "start_s").write_text("5")
     ticket = on.submit(replace(JOB, environment={"FAKE_RANKS": "ok"}), tmp_path / "trial")
     (cluster / "silent").write_text("1")
     assert on.poll(ticket).state == "waiting"

@@ -58,11 +58,11 @@ def place(**site: object) -> Place:
     )
 
 
-def launcher(patience_s: float = 5.0) -> SlurmLauncher:
+def launcher(patience_s: float = 30.0) -> SlurmLauncher:
     return SlurmLauncher(place=place(), poll_s=0.02, patience_s=patience_s)
 
 
-def run(folder: Path, ranks: str, timeout_s: float = 20.0, queue_s: float = 20.0) -> Result:
+def run(folder: Path, ranks: str, timeout_s: float = 90.0, queue_s: float = 90.0) -> Result:
     job = replace(JOB, timeout_s=timeout_s, environment={"FAKE_RANKS": ranks})
     return run_trial(launcher(), job, folder, queue_s=queue_s, poll_s=0.02)
 
@@ -105,10 +105,18 @@ def left_over(folder: Path) -> list[str]:
     return found
 
 
-def test_a_hang_ends_at_the_deadline_with_the_steps_so_far(slurm: Path, tmp_path: Path) -> None:
-    found = run(tmp_path / "trial", "hang", timeout_s=0.6)
-    assert (found.outcome, found.step_s) == ("timeout", (0.25,))
-    deadline = time.monotonic() + 5
+def test_a_hang_ends_at_the_deadline(slurm: Path, tmp_path: Path) -> None:
+    found = run(tmp_path / "trial", "hang", timeout_s=0.2)
+    assert found.outcome == "timeout"
+    assert "0.2 s after its ranks started" in found.message
+
+
+def test_a_beaten_trial_ends_with_the_steps_it_streamed(slurm: Path, tmp_path: Path) -> None:
+    job = replace(JOB, environment={"FAKE_RANKS": "hang"})
+    on = launcher()
+    found = run_trial(on, job, tmp_path / "trial", watch=lambda p: bool(p.step_s), poll_s=0.02)
+    assert (found.outcome, found.step_s, found.stopped_early) == ("ok", (0.25,), True)
+    deadline = time.monotonic() + 30
     while left_over(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left_over(tmp_path)
@@ -122,9 +130,9 @@ def test_a_job_that_never_leaves_the_queue(slurm: Path, tmp_path: Path) -> None:
 
 
 def test_slurms_own_time_limit(slurm: Path, tmp_path: Path) -> None:
-    (slurm / "limit_s").write_text("1.0")
+    (slurm / "limit_s").write_text("0.5")
     found = run(tmp_path / "trial", "hang")
-    assert (found.outcome, found.step_s) == ("timeout", (0.25,))
+    assert found.outcome == "timeout"
     assert "Slurm: TIMEOUT" in found.message
 
 

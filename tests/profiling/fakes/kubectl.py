@@ -149,7 +149,9 @@ def delete() -> None:
     name = next(w for w in sys.argv if w.startswith("job/")).partition("/")[2]
     if (HOME / name).exists():
         end(state(name).get("pids", []))
-        shutil.rmtree(HOME / name)
+        gone = HOME / f".{name}"  # at once, whatever the pods still write
+        (HOME / name).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 VERBS = {"create": create, "get": get, "logs": logs, "delete": delete, "run": run}

@@ -86,7 +86,7 @@ def run() -> None:
         )
     save(number, state="RUNNING", pid=process.pid)
     try:
-        code = process.wait(float(setting("limit_s") or 60))
+        code = process.wait(float(setting("limit_s") or 300))
         ended = {0: "COMPLETED", 137: "OUT_OF_MEMORY"}.get(code, "FAILED")
     except subprocess.TimeoutExpired:
         end(process.pid)
