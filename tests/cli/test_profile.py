@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 from autoparallel.cli.profile import seconds
 from autoparallel.errors import ConfigError
 from autoparallel.plan import load_plan
 from autoparallel.profiling.store import Store
-from tests.scripts import script
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,11 +1,11 @@
 """Ranks' ends become one result: the cause is named, half-written files are no measurements."""
 
 import pytest
+from trials import JOB
 
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.job import RankReport
 from autoparallel.profiling.rank_end import RankEnd, joined, step_line, timed_steps
-from tests.profiling.test_job import JOB
 
 
 def end(rank, outcome="ok", **more):

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 from autoparallel.profiling.launcher import run_trial
-from tests.scripts import script
 
 pytestmark = pytest.mark.megatron
 pytest.importorskip("megatron.core")

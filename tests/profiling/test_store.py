@@ -6,11 +6,11 @@ import threading
 from dataclasses import replace
 
 import pytest
+from trials import JOB, RESULT
 
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.job import timing
 from autoparallel.profiling.store import RESERVE, Store
-from tests.profiling.test_job import JOB, RESULT
 
 
 def job(steps):

@@ -6,13 +6,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from trials import JOB, RESULT
 
 from autoparallel.layout import Layout
 from autoparallel.profiling.beliefs import Beliefs, prior
 from autoparallel.profiling.job import timing
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.study import MORE_STEPS, Candidate, Study
-from tests.profiling.test_job import JOB, RESULT
 
 WORDS = (
     "tp1 pp1 mbs8 zero1",
