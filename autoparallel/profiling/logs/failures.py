@@ -35,11 +35,13 @@ _TELLING = (
     ),
     (
         "crash",
-        r"ChildFailedError|Segmentation fault|Signal \d+ \(SIG[A-Z]+\) received|^\w*Error: "
+        r"ChildFailedError|Segmentation fault|Signal \d+ \(SIG[A-Z]+\) received"
+        r"|(?:^|\]: )[A-Z]\w*Error: "
         r"|Traceback \(most recent call last\)|srun: error: .*[Ee]xited with exit code [1-9]"
         r"|Exception raised from |CANCELLED AT",
     ),
 )
+_PLACES = (", in validate_args", "Traceback (most recent call last):")
 _PATTERNS = tuple((outcome, re.compile(pattern)) for outcome, pattern in _TELLING)
 ORDER = tuple(outcome for outcome, _ in _TELLING)
 
@@ -50,6 +52,13 @@ def failure_in(line: str) -> Failure | None:
         if pattern.search(line):
             return Failure(outcome=outcome, message=line.strip()[:400])
     return None
+
+
+def joined(new: Failure, old: Failure) -> Failure:
+    """`old` in the words of the error that it ends in, where it was a place in the code alone."""
+    if old.message.endswith(_PLACES) and "Error: " in new.message:
+        return Failure(outcome=old.outcome, message=new.message)
+    return old
 
 
 def more_telling(new: Failure, old: Failure | None) -> bool:

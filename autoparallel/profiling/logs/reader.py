@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autoparallel.profiling.logs import megatron, nemo, torchtitan
-from autoparallel.profiling.logs.failures import failure_in, more_telling
+from autoparallel.profiling.logs.failures import failure_in, joined, more_telling
 from autoparallel.profiling.logs.lines import TAIL_LINES, lines_of
 from autoparallel.profiling.logs.record import Failure, Memory, Step, TrainingLog
 
@@ -66,7 +66,9 @@ class _State:
         self.count += 1
         self.tail.append(line[:1000])
         found = failure_in(line)
-        if found and more_telling(found, self.failure):
+        if found and self.failure and not more_telling(found, self.failure):
+            self.failure = joined(found, self.failure)
+        elif found:
             self.failure = found
         if ended:
             self._measure(line)

@@ -64,6 +64,7 @@ def test_megatron_steps_without_warm_up_and_peak_of_the_fullest_rank() -> None:
         ("megatron_nan", 0, "invalid", "not a number at iteration 2", 4),
         ("megatron_nan_stop", 1, "invalid", "found NaN in local forward loss", 1),
         ("megatron_bad_flag", 2, "invalid", "unrecognized arguments", 0),
+        ("megatron_bad_layout", 1, "invalid", "Number of layers should be divisible", 0),
         ("megatron_hang", -9, "crash", "signal 9", 1),
         ("megatron_hang", 137, "crash", "signal 9", 1),
         ("megatron_hang", 3, "crash", "exit code 3", 1),
@@ -78,6 +79,11 @@ def test_how_a_run_ended(
     assert (found.outcome, len(found.step_s)) == (outcome, steps)
     assert said in found.message
     assert Result.parse(found.text()) == found
+
+
+def test_a_crash_is_told_by_its_error_not_by_its_traceback() -> None:
+    text = b"[rank0]: Traceback (most recent call last):\n[rank0]: ImportError: no apex\n"
+    assert result_of(of_bytes(text), JOB, 1).message == "[rank0]: ImportError: no apex"
 
 
 def test_a_truncated_number_is_not_a_measurement() -> None:
