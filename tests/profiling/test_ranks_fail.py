@@ -44,7 +44,7 @@ def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path, 
             result = run_trial(launcher, faults.job(fault="raise@1"), tmp_path / "a")
             assert result.outcome == "crash"
             assert "rank 1: RuntimeError" in result.message
-            assert "Traceback" in result.log_tail
+            assert "RuntimeError" in result.log_tail
             after = run_trial(launcher, faults.job(), tmp_path / "b")
             assert after.ok, after.message
             assert list(tmp_path.glob("*/.worker-*")) == []
