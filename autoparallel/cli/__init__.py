@@ -16,10 +16,13 @@ import typer
 from autoparallel.cli import (
     calibrate,
     catalog,
+    discover,
     estimate,
     explain,
     export,
     infer,
+    measure_ops,
+    profile,
     search,
     sweep,
     validate,
@@ -42,8 +45,11 @@ app.command("infer")(infer.infer_verb)
 app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)
+app.command("profile")(profile.profile_verb)
 app.command("export")(export.export_verb)
 app.command("sweep")(sweep.sweep_verb)
+app.command("measure-ops")(measure_ops.measure_ops_verb)
+app.command("discover")(discover.discover_verb)
 app.add_typer(catalog.app, name="catalog")
 
 

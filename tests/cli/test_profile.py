@@ -1,0 +1,114 @@
+"""`autoparallel profile` from a search to the measured plan, with real Megatron ranks on Ray."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripts import script
+
+from autoparallel.cli.profile import seconds
+from autoparallel.errors import ConfigError
+from autoparallel.plan import load_plan
+from autoparallel.profiling.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def autoparallel(folder, *words, timeout=400):
+    return subprocess.run(
+        [sys.executable, "-m", "autoparallel", *words],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    words = ("--model", "gpt-tiny", "--cluster", "local-cpu", "--gpus", "2", "--quiet")
+    assert autoparallel(tmp_path, "search", *words, "--out", "run").returncode == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.ray
+@pytest.mark.megatron
+@pytest.mark.slow
+def test_three_kinds_of_layouts_are_measured_by_megatron_through_ray(run):
+    pytest.importorskip("ray")
+    pytest.importorskip("megatron.core")
+    words = ("profile", "run", "--device", "cpu", "--top", "3", "--steps", "3", "--budget", "5m")
+    with script("faults") as faults, faults.marked() as mark:
+        done = autoparallel(run.parent, *words)
+        assert faults.left_over(mark) == []
+    assert done.returncode == 0, done.stderr
+    plan = load_plan(run)
+    measured = [e for e in plan.entries if e.measured and e.measured.outcome == "ok"]
+    meshes = {
+        (e.layout.tensor_model_parallel_size, e.layout.pipeline_model_parallel_size)
+        for e in measured
+    }
+    assert meshes == {(1, 1), (1, 2), (2, 1)}
+    assert {e.measured.device for e in measured} == {"cpu"}
+    assert all(e.measured.versions["megatron-core"].startswith("0.16") for e in measured)
+    assert all(e.corrected for e in plan.entries)
+    assert {t.result.launcher for t in Store(run).trials()} == {"ray"}
+    assert "Fastest measured:" in done.stdout
+    assert "ray" not in done.stderr.replace("--launcher ray", "").lower()
+    again = autoparallel(run.parent, *words, "--json", "--quiet", "--launcher", "subprocess")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == (run / "plan.json").read_text()
+    assert again.stderr == ""
+    assert json.loads(again.stdout)["plan"][0]["measured"]["mode"] == "job"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mode", "jobs"], "--mode"),
+        (["--device", "tpu"], "--device"),
+        (["--impl", "flash"], "--impl"),
+        (["--launcher", "rey"], "did you mean 'ray'"),
+        (["--budget", "never"], "--budget"),
+        (["--budget", "0m"], "--budget"),
+        (["--launcher", "subprocess", "--ray-address", "auto"], "--ray-address"),
+        (["--launcher", "subprocess", "--warm-start", "nowhere"], "--warm-start"),
+        (["--launcher", "subprocess", "--storage", "nonsense"], "--storage"),
+        (["--launcher", "ray", "--command", "x @{args_file}"], "--launcher"),
+        (["--command", "x"], "--command"),
+        (["--site", "moon"], "moon"),
+    ],
+)
+def test_bad_input_is_exit_2_and_changes_nothing(run, capsys, monkeypatch, words, said):
+    from autoparallel.cli import main
+
+    before = (run / "plan.json").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", str(run), "--device", "cpu", *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert said in error
+    assert "Traceback" not in error
+    assert (run / "plan.json").read_bytes() == before
+
+
+def test_a_device_that_is_not_there_is_every_trial_failed(run):
+    pytest.importorskip("megatron.core")
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ("--device", "cuda", "--top", "1", "--launcher", "subprocess", "--budget", "9m")
+    done = autoparallel(run.parent, "profile", "run", *words)
+    assert done.returncode == 4, done.stderr
+    assert "torch sees no GPU" in done.stderr
+    assert len(Store(run).trials()) == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("90", 90), ("1.5m", 90), ("2h", 7200)])
+def test_times(text, value):
+    assert seconds("--budget", text) == value
+    with pytest.raises(ConfigError, match="--budget"):
+        seconds("--budget", "-" + text)
