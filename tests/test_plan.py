@@ -553,7 +553,7 @@ SERVING_SCORES = {
     **SERVING_ERRORS,
     "ranking": SERVING_ORDER | {"by_metric": {"tpot": SERVING_ORDER}},
     "load": {"ttft": "closed loop"},
-    **dict.fromkeys(("by_model", "by_gpu", "by_backend", "by_precision"), {"name": SERVING_ERRORS}),
+    **{f"by_{x}": {"name": SERVING_ERRORS} for x in ("model", "gpu", "backend", "precision")},
 }
 SCORES = {
     "files": ["runs.csv"],
