@@ -118,9 +118,10 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
     """Everything there is to read about a plan with entries."""
     from autoparallel.cli import plan_view
     from autoparallel.ranking.reasons import bought
+    from autoparallel.reporting.wording import tied
 
     request, winner = where.request, plan.entries[0]
-    equal = plan_view.tied(plan, where)
+    equal = tied(plan, where)
     labels = [f"{entry.rank}{'=' * same}" for entry, same in zip(plan.entries, equal, strict=True)]
     labels[0] = str(winner.rank)
     entries, given = list(plan.entries), _baseline(request, result)
@@ -191,9 +192,9 @@ def _default_folder(request: TrainingRequest) -> Path:
 
 def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     """What stands in the way, with numbers, and the nearest request that has an answer."""
-    from autoparallel.cli.plan_view import part_name, time_text
     from autoparallel.planning import candidates_of, solved
     from autoparallel.ranking.rescue import first_working, shortfall
+    from autoparallel.reporting.wording import part_name, time_text
     from autoparallel.units import GIB
 
     request = where.request

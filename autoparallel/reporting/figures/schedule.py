@@ -1,0 +1,49 @@
+"""The pipeline's timeline."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from autoparallel.reporting.figures import style
+from autoparallel.reporting.timeline import NAMES, PipelineStep
+from autoparallel.reporting.wording import time_scale
+
+COLOURS = {
+    "F": style.BLUE,
+    "B": style.ORANGE,
+    "W": style.GREEN,
+    "D": style.PINK,
+    "O": style.PURPLE,
+}
+
+
+def timeline(step: PipelineStep) -> go.Figure:
+    """What every pipeline rank does; later chunks of the model are lighter."""
+    scale, unit, _ = time_scale(step.step_s)
+    figure = style.frame(
+        f"time in the step, {unit}",
+        "pipeline rank",
+        height=min(150 + 26 * step.ranks, 700),
+        barmode="overlay",
+        bargap=0.08,
+    )
+    for kind, name in NAMES.items():
+        pieces = [p for p in step.drawn if p.kind == kind]
+        if not pieces:
+            continue
+        shades = [1 - 0.6 * p.chunk / max(step.chunks - 1, 1) for p in pieces]
+        figure.add_bar(
+            orientation="h",
+            name=name,
+            y=[p.rank for p in pieces],
+            x=[(p.end_s - p.start_s) * scale for p in pieces],
+            base=[p.start_s * scale for p in pieces],
+            marker={"color": COLOURS[kind], "opacity": shades, "line": {"width": 0}},
+            customdata=[f"micro-batch {p.micro_batch}, chunk {p.chunk}" for p in pieces],
+            hovertemplate=(
+                f"rank %{{y}}: {name}<br>%{{customdata}}<br>"
+                f"from %{{base:.4f}} {unit}, %{{x:.4f}} {unit} long<extra></extra>"
+            ),
+        )
+    figure.update_yaxes(autorange="reversed", dtick=1 if step.ranks <= 16 else 4)
+    return figure
