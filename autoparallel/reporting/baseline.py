@@ -50,6 +50,7 @@ class Given:
 
     layout: Layout
     source: str
+    is_file: bool = False
     iteration_s: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,7 +72,11 @@ def given(text: str, request: TrainingRequest) -> Given:
         raise bad_value("--baseline", text, rule, "give a launch script, a Bridge YAML or a log")
     layout = layout_of(found, request.num_gpus, request.model.num_layers)
     return Given(
-        layout=layout, source=path.name, iteration_s=iteration_s, notes=_notes(found, request)
+        layout=layout,
+        source=path.name,
+        is_file=True,
+        iteration_s=iteration_s,
+        notes=_notes(found, request),
     )
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from autoparallel.candidates_file import FILE
 from autoparallel.constants import FITS
 from autoparallel.errors import bad_value
+from autoparallel.layout import RECOMPUTE_MODULES
+from autoparallel.units import GIB
 
 DRAWN = 3_000
 FASTEST = 800
@@ -93,6 +95,7 @@ def read_candidates(folder: Path | None) -> Candidates | None:
         table = table.combine_chunks()
         numbers = {n: _numbers(table[n]) for n in (*_KNOBS.values(), *_SCORES)}
         kind, modules = (_texts(table[n]) for n in _WORDS)
+        _check_words({*np.unique(kind), *np.unique(modules)})
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = f"is not a table of candidates ({str(error).splitlines()[0][:120]})"
         raise bad_value("file", str(path), reason, "run the search again") from None
@@ -111,6 +114,13 @@ def _texts(column: Any) -> NDArray[np.str_]:
         if len(chunk)
     ]
     return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.str_)
+
+
+def _check_words(found: set[str]) -> None:
+    """Nothing is shown that is not a word of the grammar."""
+    known = {"", "none", "full", "selective", *RECOMPUTE_MODULES}
+    if odd := {part for words in found for part in words.split("+")} - known:
+        raise ValueError(f"unknown word {sorted(odd)[0]!r}")
 
 
 def _distinct(numbers: Mapping[str, Column], recompute: NDArray[np.str_]) -> Candidates:
@@ -222,13 +232,13 @@ def parallel_lines(found: Candidates, most: int = LINES) -> Lines | None:
         _ordinal(name, kept.knobs[name], shift) for name in kept.knobs if _varies(kept.knobs[name])
     ]
     if _varies(kept.recompute):
-        axes.append(_ordinal("recompute", kept.recompute, shift))
+        axes.append(_ordinal("recomp.", kept.recompute, shift))
     slowness = kept.iteration_s / kept.iteration_s[0] - 1
     limits = (0.05, 0.2)
     return Lines(
         axes=(
             *axes,
-            _scaled("memory GiB", kept.memory_bytes / 2**30),
+            _scaled("GiB", kept.memory_bytes / GIB),
             _scaled("step s", kept.iteration_s),
         ),
         band=tuple(int(b) for b in np.digitize(slowness, limits)),
@@ -254,12 +264,12 @@ def _ordinal(name: str, column: NDArray[Any], shift: Column) -> Axis:
 
 
 def _scaled(name: str, column: Column) -> Axis:
-    """A measure between its extremes."""
-    low, high = float(column.min()), float(column.max())
-    span = high - low or 1.0
+    """A measure between its extremes, in proportion to its logarithm."""
+    low, high = np.log(column.min()), np.log(column.max())
+    span = float(high - low) or 1.0
     ticks: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
     return Axis(
         name=name,
-        heights=tuple((column - low) / span),
-        marks=tuple((t, f"{low + t * span:.3g}") for t in ticks),
+        heights=tuple((np.log(column) - low) / span),
+        marks=tuple((t, f"{float(np.exp(low + t * span)):.3g}") for t in ticks),
     )

@@ -16,7 +16,7 @@ def measured_section(run: TrainingRun) -> Section:
     entries = [(f"#{e.rank}", e) for e in run.plan.entries if e.measured is not None]
     title = "Predicted against measured"
     if not entries:
-        text = "No layout of this plan was measured. `autoparallel profile` runs short trials."
+        text = "No layout of this plan was measured: autoparallel profile runs short trials of it."
         return Section(name="measured", title=title, items=[Prose(text=text)])
     scale, unit, digits = time_scale(entries[0][1].iteration_s or 0.0)
     rows = []

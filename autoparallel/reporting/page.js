@@ -32,8 +32,15 @@
     return spec.layout.showlegend === false ? 0 : Math.ceil(shown.length / 2);
   }
 
+  function note(annotation) {
+    if (annotation.name === "warning")
+      return { ...annotation, font: { ...annotation.font, color: colour("--warning") } };
+    return annotation.name === "plate" ? { ...annotation, bgcolor: colour("--plate") } : annotation;
+  }
+
   function fitted(spec) {
-    const layout = { ...spec.layout, template: template(), dragmode: coarse.matches ? false : "zoom" };
+    const layout = { ...spec.layout, template: template(), dragmode: coarse.matches ? false : "zoom",
+                     annotations: (spec.layout.annotations || []).map(note) };
     if (narrow.matches) {
       layout.height = (layout.height || 360) + 20 * rows(spec);
       layout.margin = { ...layout.margin, l: 4, r: 8 };
@@ -45,13 +52,17 @@
     box: document.getElementById(block.dataset.for),
     spec: JSON.parse(block.textContent),
   }));
-  const config = { responsive: true, displaylogo: false, displayModeBar: coarse.matches ? false : "hover",
-                   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
 
   async function draw() {
     for (const { box, spec } of charts) {
-      await Plotly.newPlot(box, spec.data, fitted(spec), config);
-      root.dataset.drawn = Number(root.dataset.drawn || 0) + 1;
+      try {
+        await Plotly.newPlot(box, spec.data, fitted(spec), config);
+        root.dataset.drawn = Number(root.dataset.drawn || 0) + 1;
+      } catch (error) {
+        box.textContent = "This figure could not be drawn; the numbers are in the tables.";
+        console.error(box.id, error);
+      }
       await new Promise((done) => setTimeout(done));
     }
     root.dataset.ready = "yes";

@@ -10,6 +10,7 @@ from autoparallel import files
 from autoparallel.errors import ConfigError, bad_value
 from autoparallel.reporting.baseline import given
 from autoparallel.reporting.candidates import read_candidates
+from autoparallel.reporting.comparison import comparison_page
 from autoparallel.reporting.page import GENERATOR, Page, html
 from autoparallel.reporting.run import TrainingRun, read_training_run
 from autoparallel.reporting.timeline import TRACE_FILE, pipeline_step, trace_text
@@ -93,4 +94,8 @@ def read_report(paths: Sequence[Path], baseline: str = "", progress: Progress = 
         seen.add(place)
     progress("reading the runs")
     runs = [read_training_run(path) for path in paths]
-    return training_report(runs[0], baseline, progress)
+    if len(runs) == 1:
+        return training_report(runs[0], baseline, progress)
+    if baseline:
+        raise ConfigError("--baseline: given beside several runs; give it with one run")
+    return Report(page=comparison_page(runs), beside={})

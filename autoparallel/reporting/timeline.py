@@ -16,6 +16,7 @@ from autoparallel.reporting.run import TrainingRun
 
 TRACE_FILE = "timeline.trace.json"
 DRAWN_EVENTS = 5_000
+ENLARGED_PER_RANK = 60
 TRACED_EVENTS = 200_000
 NAMES = {
     "F": "forward",
@@ -62,6 +63,11 @@ class PipelineStep:
     def drawn(self) -> tuple[Piece, ...]:
         """The first pieces, as many as a browser draws at once."""
         return self.pieces[:DRAWN_EVENTS]
+
+    @property
+    def first(self) -> tuple[Piece, ...]:
+        """As many of them as can be told apart."""
+        return self.pieces[: ENLARGED_PER_RANK * self.ranks]
 
 
 def pipeline_step(run: TrainingRun, layout: Layout) -> PipelineStep:

@@ -9,7 +9,7 @@ from autoparallel.constants import FITS
 from autoparallel.layout import Layout
 from autoparallel.plan import Estimate, PlanEntry
 from autoparallel.planning import estimate
-from autoparallel.ranking.reasons import bought
+from autoparallel.ranking.reasons import Bought, bought
 from autoparallel.reporting import breakdown, differences, hours, stage_memory, what_if
 from autoparallel.reporting.baseline import Given
 from autoparallel.reporting.candidates import Candidates, grid, parallel_lines, thinned
@@ -18,12 +18,13 @@ from autoparallel.reporting.figures import plans, schedule, space
 from autoparallel.reporting.figures import what_if as what_if_figures
 from autoparallel.reporting.page import Drawing, Item, Page, Prose, Section, Table
 from autoparallel.reporting.run import TrainingRun
-from autoparallel.reporting.timeline import PipelineStep
+from autoparallel.reporting.timeline import TRACE_FILE, PipelineStep
 from autoparallel.reporting.wording import (
     asked,
     day_digits,
     decision,
     part_name,
+    short,
     signed,
     tied,
     time_scale,
@@ -100,7 +101,7 @@ def _facts(run: TrainingRun) -> list[tuple[str, str]]:
     facts = [
         ("step time", time_text(best.iteration_s or 0.0)),
         ("tokens/s/GPU", f"{best.tokens_per_s_per_gpu or 0:,.0f}"),
-        ("model FLOPs utilisation", f"{best.model_flops_utilization or 0:.1%}"),
+        ("MFU, of dense bf16 peak", f"{best.model_flops_utilization or 0:.1%}"),
         ("memory", f"{(best.memory_bytes or 0) / GIB:.1f} GiB"),
         ("chance to fit", f"{best.fits_probability or 0:.0%}"),
         ("days", _number(best.days, day_digits(best.days))),
@@ -208,7 +209,8 @@ def _yours(run: TrainingRun, baseline: Given | None) -> list[Item]:
     if baseline is None:
         return []
     found = estimate(run.request, baseline.layout)
-    items: list[Item] = [Prose(text=f"Read from {baseline.source}: {baseline.layout}")]
+    source = f"{baseline.source}: " if baseline.is_file else ""
+    items: list[Item] = [Prose(text=f"{source}{found.entry.layout}")]
     items += [Prose(text=note, kind="note") for note in baseline.notes]
     if not found.legal:
         return items + [
@@ -303,7 +305,7 @@ def _knobs(run: TrainingRun) -> list[Item]:
             title="Step time with one knob of the winner put back",
             caption="Each knob at its nearest simpler legal value, everything else as it is.",
             figure=plans.worth(
-                [f"{b.knob} → {b.instead or 'without'}" for b in legal],
+                [_knob(b) for b in legal],
                 [(b.without.iteration_s or 0.0) / best - 1 for b in legal],
                 [b.without.fits for b in legal],
             ),
@@ -316,6 +318,13 @@ def _knobs(run: TrainingRun) -> list[Item]:
             folded=True,
         ),
     ]
+
+
+def _knob(b: Bought) -> str:
+    """`tp4 → tp2`, and `overlap → none` for `overlap=grad+param+p2p → overlap=none`."""
+    name, equals, _ = b.knob.partition("=")
+    instead = b.instead.partition("=")[2] if equals else b.instead
+    return short(f"{name} → {instead or 'without'}")
 
 
 # ---- all candidates ------------------------------------------------------------------------------
@@ -394,7 +403,7 @@ def _pipeline(run: TrainingRun, step: PipelineStep) -> list[Item]:
     else:
         items = []
     off = step.pipeline_s / step.closed_form_s - 1
-    shown = len(step.drawn)
+    shown, first = len(step.drawn), step.first
     cut = (
         f" The first {shown:,} of {len(step.pieces):,} pieces." if shown < len(step.pieces) else ""
     )
@@ -408,7 +417,16 @@ def _pipeline(run: TrainingRun, step: PipelineStep) -> list[Item]:
                 f"closed form that the ranking used; ranks wait {step.idle_share:.1%} of it. "
                 f"Later chunks are lighter.{cut}"
             ),
-            figure=schedule.timeline(step),
+            figure=schedule.timeline(step, step.drawn),
+        ),
+        Drawing(
+            name="fill-figure",
+            title="Its first part, enlarged",
+            caption=(
+                f"The first {time_text(first[-1].end_s)}: ranks fill one after the other. The file "
+                f"{TRACE_FILE} beside this page holds every piece; Perfetto opens it."
+            ),
+            figure=schedule.timeline(step, first),
         ),
         Drawing(
             name="stages-figure",
@@ -441,7 +459,7 @@ def _scale(run: TrainingRun) -> list[Item]:
         Drawing(
             name="scaling-figure",
             title="Strong scaling: the same batch on other numbers of GPUs",
-            caption="Each size is planned again. Percentages are the throughput per GPU that is left.",
+            caption="Each size is planned again; percentages compare a GPU with the smallest size.",
             figure=what_if_figures.scaling(sizes),
         ),
         Table(

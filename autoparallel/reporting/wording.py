@@ -77,6 +77,11 @@ def asked(request: TrainingRequest) -> str:
     return ", ".join(words) + (" (* default)" if taken else "")
 
 
+def short(text: str, most: int = 28) -> str:
+    """A label that fits beside a bar on a phone."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def tied(plan: Plan, where: Setting) -> list[bool]:
     """Which entries cannot be told from the first."""
     names = StepTime.__dataclass_fields__

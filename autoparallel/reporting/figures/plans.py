@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import plotly.graph_objects as go
 
@@ -10,7 +12,7 @@ from autoparallel.plan import PlanEntry
 from autoparallel.reporting.breakdown import Bar
 from autoparallel.reporting.differences import Hop
 from autoparallel.reporting.figures import style
-from autoparallel.reporting.wording import time_scale
+from autoparallel.reporting.wording import short, time_scale
 from autoparallel.units import GIB
 
 
@@ -60,10 +62,19 @@ def step_parts(bars: Sequence[Bar]) -> go.Figure:
     return stacked(bars, style.PARTS, scale, unit, f"step time, {unit}")
 
 
-def memory_parts(bars: Sequence[Bar], capacity_bytes: float) -> go.Figure:
-    """GiB on the fullest GPU by cause, and what the GPU has."""
+def shares(bars: Sequence[Bar]) -> go.Figure:
+    """Parts of a step in percent."""
+    parts = [
+        replace(bar, parts={name: 100 * part / bar.total for name, part in bar.parts.items()})
+        for bar in bars
+    ]
+    return stacked(parts, style.PARTS, 1.0, "%", "share of the step, %")
+
+
+def memory_parts(bars: Sequence[Bar], capacity_bytes: float | None) -> go.Figure:
+    """GiB on the fullest GPU by cause, and what the GPU has where all have the same."""
     figure = stacked(bars, style.MEMORY_PARTS, 1 / GIB, "GiB", "memory, GiB")
-    return with_capacity(figure, capacity_bytes, upright=True)
+    return with_capacity(figure, capacity_bytes, upright=True) if capacity_bytes else figure
 
 
 def hours(bars: Sequence[Bar]) -> go.Figure:
@@ -90,7 +101,7 @@ def stacked(
             y=labels,
             x=values,
             name=name,
-            marker=_fill(colour, hatch),
+            marker=style.fill(colour, hatch),
             customdata=[bar.layout for bar in bars],
             hovertemplate=f"{name} %{{x:.3g}} {unit}<br>%{{customdata}}<extra></extra>",
         )
@@ -100,23 +111,22 @@ def stacked(
     return figure
 
 
-def _fill(colour: str, hatch: str) -> dict[str, object]:
-    return {
-        "color": colour,
-        "line": {"width": 0},
-        "pattern": {"shape": hatch, "fgcolor": "rgba(255,255,255,.75)", "size": 6, "solidity": 0.3},
-    }
-
-
-def with_capacity(figure: go.Figure, capacity_bytes: float, *, upright: bool) -> go.Figure:
+def with_capacity(
+    figure: go.Figure, capacity_bytes: float, *, upright: bool, log: bool = False
+) -> go.Figure:
     """A dashed line at the memory of one GPU."""
     at = capacity_bytes / GIB
     line = {"color": style.RED, "dash": "dash", "width": 2}
-    text = {"annotation_text": f"GPU {at:.0f} GiB", "annotation_font_color": style.RED}
+    note = {"text": f"GPU {at:.0f} GiB", "showarrow": False, "name": style.WARNING}
     if upright:
-        figure.add_vline(x=at, line=line, annotation_position="bottom left", **text)
+        figure.add_vline(x=at, line=line)
+        figure.add_annotation(
+            x=at, y=0, yref="paper", xanchor="right", yanchor="bottom", xshift=-3, **note
+        )
     else:
-        figure.add_hline(y=at, line=line, annotation_position="top left", **text)
+        figure.add_hline(y=at, line=line)
+        place = math.log10(at) if log else at
+        figure.add_annotation(x=1, xref="paper", y=place, xanchor="right", yanchor="bottom", **note)
     return figure
 
 
@@ -130,7 +140,7 @@ def stages(bars: Sequence[Bar], capacity_bytes: float) -> go.Figure:
                 x=[bar.label for bar in bars],
                 y=values,
                 name=name,
-                marker=_fill(colour, hatch),
+                marker=style.fill(colour, hatch),
                 hovertemplate=f"rank %{{x}}<br>{name} %{{y:.2f}} GiB<extra></extra>",
             )
     figure.update_xaxes(type="category")
@@ -140,7 +150,7 @@ def stages(bars: Sequence[Bar], capacity_bytes: float) -> go.Figure:
 def way(hops: Sequence[Hop], start_s: float, names: tuple[str, str]) -> go.Figure:
     """Step time from one layout to another, change by change."""
     scale, unit, digits = time_scale(start_s)
-    labels = [names[0], *(hop.name for hop in hops), names[1]]
+    labels = [names[0], *(short(hop.name) for hop in hops), names[1]]
     texts = [f"{start_s * scale:.{digits}f}"]
     texts += [f"{hop.delta_s * scale:+.{digits}f}" for hop in hops]
     end = (hops[-1].after.iteration_s or 0.0) if hops else start_s
@@ -178,7 +188,7 @@ def worth(names: Sequence[str], deltas: Sequence[float], fits: Sequence[bool]) -
                 y=[names[i] for i in rows],
                 x=[deltas[i] * 100 for i in rows],
                 name=kind,
-                marker=_fill(colour, hatch),
+                marker=style.fill(colour, hatch),
                 hovertemplate="%{y}: %{x:+.1f} %<extra></extra>",
             )
     figure.update_yaxes(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 
 from autoparallel.reporting.figures import style
-from autoparallel.reporting.timeline import NAMES, PipelineStep
+from autoparallel.reporting.timeline import NAMES, Piece, PipelineStep
 from autoparallel.reporting.wording import time_scale
 
 COLOURS = {
@@ -17,7 +19,7 @@ COLOURS = {
 }
 
 
-def timeline(step: PipelineStep) -> go.Figure:
+def timeline(step: PipelineStep, shown: Sequence[Piece]) -> go.Figure:
     """What every pipeline rank does; later chunks of the model are lighter."""
     scale, unit, _ = time_scale(step.step_s)
     figure = style.frame(
@@ -28,17 +30,17 @@ def timeline(step: PipelineStep) -> go.Figure:
         bargap=0.08,
     )
     for kind, name in NAMES.items():
-        pieces = [p for p in step.drawn if p.kind == kind]
+        pieces = [p for p in shown if p.kind == kind]
         if not pieces:
             continue
-        shades = [1 - 0.6 * p.chunk / max(step.chunks - 1, 1) for p in pieces]
+        shades = [style.lighter(COLOURS[kind], _shade(p, step)) for p in pieces]
         figure.add_bar(
             orientation="h",
             name=name,
             y=[p.rank for p in pieces],
             x=[(p.end_s - p.start_s) * scale for p in pieces],
             base=[p.start_s * scale for p in pieces],
-            marker={"color": COLOURS[kind], "opacity": shades, "line": {"width": 0}},
+            marker={"color": shades, "line": {"width": 0}},
             customdata=[f"micro-batch {p.micro_batch}, chunk {p.chunk}" for p in pieces],
             hovertemplate=(
                 f"rank %{{y}}: {name}<br>%{{customdata}}<br>"
@@ -47,3 +49,8 @@ def timeline(step: PipelineStep) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed", dtick=1 if step.ranks <= 16 else 4)
     return figure
+
+
+def _shade(piece: Piece, step: PipelineStep) -> float:
+    """How light a piece is: later chunks are lighter."""
+    return 0.6 * piece.chunk / max(step.chunks - 1, 1)

@@ -46,9 +46,10 @@ def time_against_memory(found: Candidates, capacity_bytes: float) -> go.Figure:
         customdata=[found.words(int(row)) for row in edge],
         hovertemplate=f"%{{customdata}}<br>%{{x:.3f}} {unit}, %{{y:.1f}} GiB<extra></extra>",
     )
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
-    return with_capacity(figure, capacity_bytes, upright=False)
+    figure.update_xaxes(**style.log_ticks(list(found.iteration_s * scale)))
+    sizes = [*(found.memory_bytes / GIB), capacity_bytes / GIB]
+    figure.update_yaxes(**style.log_ticks(sizes))
+    return with_capacity(figure, capacity_bytes, upright=False, log=True)
 
 
 BAND_COLOURS = (style.BLUE, style.ORANGE, style.GREY)
@@ -74,7 +75,7 @@ def parallel_coordinates(lines: Lines) -> go.Figure:
             mode="lines",
             name=lines.bands[band],
             line={"color": BAND_COLOURS[band], "width": 1.2},
-            opacity=(0.75, 0.5, 0.35)[band],
+            opacity=(0.8, 0.6, 0.45)[band],
             customdata=words,
             hovertemplate="%{customdata}<extra></extra>",
             legendrank=band,
@@ -91,6 +92,8 @@ def parallel_coordinates(lines: Lines) -> go.Figure:
                 xshift=-3 if place else 3,
                 yshift=7,
                 font={"size": 10},
+                name=style.PLATE,
+                borderpad=1,
             )
     figure.update_yaxes(visible=False, range=[-0.05, 1.08])
     figure.update_xaxes(
@@ -98,7 +101,8 @@ def parallel_coordinates(lines: Lines) -> go.Figure:
         ticktext=[axis.name for axis in lines.axes],
         showgrid=False,
         zeroline=False,
-        range=[-0.25, len(places) - 0.8],
+        tickangle=0,
+        range=[-0.25, len(places) - 0.7],
     )
     return figure
 
@@ -108,11 +112,7 @@ def best_by_mesh(cells: Grid) -> go.Figure:
     known = [s for row in cells.seconds for s in row if s is not None]
     scale, unit, digits = time_scale(min(known)) if known else (1.0, "s", 1)
     texts = [
-        [
-            f"{s * scale:.{digits}f}" if s is not None else ("no fit" if n else "")
-            for s, n in zip(row, counts, strict=True)
-        ]
-        for row, counts in zip(cells.seconds, cells.considered, strict=True)
+        [f"{s * scale:.{digits}f}" if s is not None else "" for s in row] for row in cells.seconds
     ]
     figure = style.frame(
         "tensor parallel", "pipeline parallel", height=120 + 44 * len(cells.pp), legend=False
@@ -128,6 +128,8 @@ def best_by_mesh(cells: Grid) -> go.Figure:
             customdata=cells.words,
             colorscale="Cividis",
             reversescale=True,
+            zmin=min(known, default=0.0) * scale,
+            zmax=min(max(known, default=1.0), 1.5 * min(known, default=1.0)) * scale,
             xgap=2,
             ygap=2,
             hoverongaps=False,
@@ -135,14 +137,13 @@ def best_by_mesh(cells: Grid) -> go.Figure:
             hovertemplate=f"%{{customdata}}<br>%{{z:.3f}} {unit}<extra></extra>",
         )
     )
-    for row, pp in enumerate(cells.pp):
-        for column, tp in enumerate(cells.tp):
-            if shown[row][column] is None and texts[row][column]:
-                figure.add_annotation(
-                    x=f"tp{tp}", y=f"pp{pp}", text="no fit", showarrow=False, font={"size": 11}
-                )
-    figure.update_yaxes(type="category")
-    figure.update_xaxes(type="category")
+    for pp, row, counts in zip(cells.pp, cells.seconds, cells.considered, strict=True):
+        for tp, seconds, count in zip(cells.tp, row, counts, strict=True):
+            if seconds is None and count:
+                place = {"x": f"tp{tp}", "y": f"pp{pp}"}
+                figure.add_annotation(text="no fit", showarrow=False, **place)
+    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
     return figure
 
 
@@ -150,16 +151,16 @@ def left_out(pruned: Mapping[str, int], by_memory: int, feasible: int) -> go.Fig
     """How many candidates every rule left out, by memory, and what is left."""
     rows = [*sorted(pruned.items(), key=lambda item: -item[1]), ("memory", by_memory)]
     rows = [(name, count) for name, count in rows if count]
-    figure = style.frame("candidates (log)", height=130 + 24 * (len(rows) + 1), legend=False)
+    figure = style.frame("candidates", height=130 + 24 * (len(rows) + 1), legend=False)
     figure.add_bar(
         orientation="h",
         y=[*(name for name, _ in rows), "fit"],
         x=[*(count for _, count in rows), feasible],
         marker={"color": [*[style.GREY] * len(rows), style.BLUE]},
+        cliponaxis=False,
         text=[f"{count:,}" for _, count in [*rows, ("fit", feasible)]],
         textposition="auto",
         hovertemplate="%{y}: %{x:,}<extra></extra>",
     )
-    figure.update_xaxes(type="log", dtick=1)
     figure.update_yaxes(autorange="reversed", type="category", title_text="")
     return figure

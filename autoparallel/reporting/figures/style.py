@@ -7,6 +7,8 @@ in their hatching.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -40,8 +42,41 @@ MEMORY_PARTS: dict[str, tuple[str, str, str]] = {
     "context_bytes": ("context", GREY, "."),
     "fragmentation_bytes": ("fragmentation", GREY, "/"),
 }
-GOOD, WARN, BAD, QUIET = GREEN, ORANGE, RED, GREY
-MARKER_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
+GOOD, BAD = GREEN, RED
+WARNING, PLATE = "warning", "plate"
+"""Names of annotations: the page gives the one its colour of warnings, the other a background."""
+
+
+def fill(colour: str, hatch: str = "") -> dict[str, Any]:
+    """A bar's marker: its colour, and hatching over it."""
+    pattern = {
+        "shape": hatch,
+        "fillmode": "overlay",
+        "fgcolor": "rgba(255,255,255,.8)",
+        "size": 6,
+        "solidity": 0.3,
+    }
+    return {"color": colour, "line": {"width": 0}, "pattern": pattern}
+
+
+def lighter(colour: str, share: float) -> str:
+    """A colour on its way to white."""
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
+
+
+def log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis over these values: its range, and marks at 1, 2 and 5 of every decade."""
+    low, high = min(values), max(values)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [m * 10.0**d for d in decades for m in (1, 2, 5)]
+    shown = [mark for mark in marks if 0.7 * low <= mark <= 1.4 * high]
+    return {
+        "type": "log",
+        "tickvals": shown,
+        "ticktext": [f"{mark:,.6g}" for mark in shown],
+        "range": [math.log10(low) - 0.06, math.log10(high) + 0.08],
+    }
 
 
 def frame(

@@ -64,10 +64,7 @@ def origins(entries: Sequence[tuple[str, PlanEntry]]) -> go.Figure:
             y=[label for label, _ in rows],
             x=[getattr(origin, name) * 100 for _, origin in rows],
             name=name,
-            marker={
-                "color": colour,
-                "pattern": {"shape": hatch, "fgcolor": "rgba(255,255,255,.75)", "solidity": 0.3},
-            },
+            marker=style.fill(colour, hatch),
             hovertemplate=f"%{{y}}: {name} %{{x:.0f}} %<extra></extra>",
         )
     figure.update_xaxes(range=[0, 100], ticksuffix=" %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -38,10 +39,15 @@ def scaling(sizes: Sequence[Size]) -> go.Figure:
                 "%{x:,} GPUs: %{y:,.0f} tokens/s, %{text}<br>%{customdata}<extra></extra>"
             ),
         )
-    figure.update_xaxes(
-        type="log", tickvals=[s.gpus for s in known], ticktext=[f"{s.gpus:,}" for s in known]
-    )
-    figure.update_yaxes(type="log")
+    if known:
+        figure.update_yaxes(**style.log_ticks([s.tokens_per_s or 1.0 for s in known]))
+        ends = [math.log10(known[0].gpus) - 0.06, math.log10(known[-1].gpus) + 0.2]
+        figure.update_xaxes(
+            type="log",
+            tickvals=[s.gpus for s in known],
+            ticktext=[f"{s.gpus:,}" for s in known],
+            range=ends,
+        )
     return figure
 
 
@@ -65,10 +71,7 @@ def sensitivity(cases: Sequence[Case]) -> go.Figure:
             y=names,
             x=values,
             name=name,
-            marker={
-                "color": colour,
-                "pattern": {"shape": hatch, "fgcolor": "rgba(255,255,255,.75)", "solidity": 0.3},
-            },
+            marker=style.fill(colour, hatch),
             customdata=[c.layout if name == "planned again" else "the winner" for c in cases],
             hovertemplate="%{y}: %{x:+.1f} %<br>%{customdata}<extra></extra>",
         )
@@ -82,7 +85,8 @@ def sensitivity(cases: Sequence[Case]) -> go.Figure:
                 xanchor="left",
                 yshift=9,
                 xshift=4,
-                font={"size": 11, "color": style.RED},
+                font={"size": 11},
+                name=style.WARNING,
             )
     figure.update_xaxes(ticksuffix=" %")
     figure.update_yaxes(autorange="reversed", type="category", title_text="")
