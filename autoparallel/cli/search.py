@@ -41,6 +41,7 @@ def search_verb(
         Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
     ] = None,
     save_all: Annotated[bool, typer.Option("--save-all", help="Save every candidate.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
@@ -70,7 +71,9 @@ def search_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
+    if report and json and out is None:
+        raise ConfigError("--report: --json without --out writes no file; add --out DIR")
+    _answer(request, top=top, as_json=json, out=out, save_all=save_all, report=report, quiet=quiet)
 
 
 def _answer(
@@ -80,6 +83,7 @@ def _answer(
     as_json: bool,
     out: Path | None,
     save_all: bool,
+    report: bool,
     quiet: bool,
 ) -> None:
     """Search, save the run, show the plan."""
@@ -90,6 +94,8 @@ def _answer(
     names, unsaved = [], None
     try:
         names = _saved(folder, plan, result, where, save_all) if folder else []
+        if report and folder and plan.entries:
+            names += _reported(folder, quiet)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:
@@ -169,6 +175,17 @@ def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: b
     if plan.entries:
         names += _launch_files(request, plan.entries[0].layout, folder)
     return names
+
+
+def _reported(folder: Path, quiet: bool) -> list[str]:
+    """Write the report of a saved run; returns the names of its files."""
+    from autoparallel.cli.progress import Progress
+    from autoparallel.reporting.report import REPORT_FILE, read_report, write_report
+
+    progress = Progress(shown=not quiet)
+    written = write_report(read_report([folder], progress=progress), folder / REPORT_FILE)
+    progress.end()
+    return [path.name for path in written]
 
 
 def _launch_files(request: TrainingRequest, layout: Layout, folder: Path) -> list[str]:

@@ -13,14 +13,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
+
 from autoparallel import files
 from autoparallel.errors import bad_value
 from autoparallel.layout import Layout
 from autoparallel.reporting.megatron_fields import JOB, KNOWN, layout_of
 from autoparallel.request import TrainingRequest
-from autoparallel.strict_yaml import read_yaml
 
 MAX_BYTES = 256 * 1024 * 1024
+MAX_YAML_BYTES = 4 * 1024 * 1024
 _SUFFIXES = (".sh", ".bash", ".txt", ".log", ".out", ".yaml", ".yml")
 _LOG_LINE = re.compile(r"(?:^|\s)([a-z][a-z0-9_]+) \.{3,} (.*?)\s*$", re.MULTILINE)
 _STEP = re.compile(r"elapsed time per iteration \(ms\): *([\d.]+)")
@@ -89,11 +91,26 @@ def _is_file(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Any], float | None]:
     if path.suffix in (".yaml", ".yml"):
-        return of_yaml(read_yaml(path)), None
+        return of_yaml(_yaml(path)), None
     text = files.read_text(path, MAX_BYTES)
     if printed := dict(_LOG_LINE.findall(text)):
         return {name: _value(value) for name, value in printed.items()}, step_s(text)
     return of_script(text), step_s(text)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """A file another program wrote: plain data, its `_target_` keys only text nobody follows."""
+    text = files.read_text(path, MAX_YAML_BYTES)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise bad_value("--baseline", str(path), "repeats parts by alias", "write them out")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = f"is not plain YAML ({' '.join(str(error).split())[:160]})"
+        raise bad_value("--baseline", str(path), reason) from None
+    if not isinstance(content, dict):
+        raise bad_value("--baseline", str(path), "is not a mapping", "give a Bridge or NeMo file")
+    return content
 
 
 def _value(text: str) -> Any:
@@ -108,8 +125,9 @@ def step_s(log: str) -> float | None:
 
 def of_script(text: str) -> dict[str, Any]:
     """The `--flags` of a shell script (or of a file of arguments) by Megatron's names."""
+    text = text.replace("\\\n", " ")
     known = {name: a or b or c for name, a, b, c in _ASSIGNMENT.findall(text)}
-    words = _tokens(_filled(text.replace("\\\n", " "), known))
+    words = _tokens(_filled(text, known))
     found: dict[str, Any] = {}
     values: list[str] | None = None
     for word in words:
@@ -137,7 +155,8 @@ def _filled(text: str, known: Mapping[str, str]) -> str:
 
 def _tokens(text: str) -> list[str]:
     try:
-        return shlex.split(text, comments=True)
+        words = shlex.split(text, comments=True)
+        return [part for word in words for part in (word.split() if "--" in word else [word])]
     except ValueError:  # quotes that a shell joins in ways that are not needed here
         return text.replace('"', " ").replace("'", " ").split()
 

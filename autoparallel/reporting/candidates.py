@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from autoparallel.candidates_file import FILE
 from autoparallel.constants import FITS
 from autoparallel.errors import bad_value
-from autoparallel.layout import RECOMPUTE_MODULES
+from autoparallel.layout import RECOMPUTE_MODULES, Layout
+from autoparallel.ranking import Ranked
 from autoparallel.units import GIB
 
 DRAWN = 3_000
@@ -114,6 +115,29 @@ def _texts(column: Any) -> NDArray[np.str_]:
         if len(chunk)
     ]
     return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.str_)
+
+
+def of_ranked(result: Ranked) -> Candidates | None:
+    """The candidates that a search has in memory; None when it evaluated nothing."""
+    tables = [t for t in (result.best, result.sample) if t is not None]
+    if not tables:
+        return None
+    numbers: dict[str, Column] = {}
+    for letter, name in _KNOBS.items():
+        numbers[name] = np.concatenate([_whole(getattr(t.knobs, letter), t.size) for t in tables])
+    for name in _SCORES:
+        numbers[name] = np.concatenate([getattr(t.scores, name) for t in tables])
+    layouts = (t.knobs.layout(row) for t in tables for row in range(t.size))
+    return _distinct(numbers, np.array([_recompute_name(x) for x in layouts]))
+
+
+def _whole(value: Any, size: int) -> Column:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (size,))
+
+
+def _recompute_name(layout: Layout) -> str:
+    kind = layout.recompute_granularity
+    return "+".join(layout.recompute_modules) if kind == "selective" else kind
 
 
 def _check_words(found: set[str]) -> None:

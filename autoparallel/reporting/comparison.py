@@ -102,6 +102,12 @@ def _winners(named: Sequence[tuple[str, TrainingRun]]) -> list[Item]:
             caption="With the range that the step time's 5-95 % range gives.",
             figure=compare.rates([(label, run.winner) for label, run in named]),
         ),
+        Drawing(
+            name="mfu-figure",
+            title="Model FLOPs utilisation",
+            caption="Of the dense bf16 peak of each GPU: how well each plan uses what it has.",
+            figure=compare.utilisation([(label, run.winner) for label, run in named]),
+        ),
     ]
     for label, run in named:
         text = decision(run.plan, tied(run.plan, run.where), run.capacity_bytes)

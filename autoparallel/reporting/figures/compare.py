@@ -45,6 +45,21 @@ def rates(winners: Sequence[tuple[str, PlanEntry]]) -> go.Figure:
     return figure
 
 
+def utilisation(winners: Sequence[tuple[str, PlanEntry]]) -> go.Figure:
+    """Share of the dense half-precision peak that the model's own FLOPs make."""
+    figure = style.frame("MFU, %", height=120 + 36 * len(winners), legend=False)
+    figure.add_bar(
+        orientation="h",
+        y=[label for label, _ in winners],
+        x=[100 * (e.model_flops_utilization or 0.0) for _, e in winners],
+        marker=style.fill(style.GREEN),
+        hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+    )
+    figure.update_xaxes(ticksuffix=" %")
+    figure.update_yaxes(autorange="reversed", type="category", title_text="")
+    return figure
+
+
 def fronts(runs: Sequence[tuple[str, Candidates]]) -> go.Figure:
     """The front of time against memory of every run."""
     figure = style.frame("step time, s (log)", "memory, GiB (log)", height=460)
