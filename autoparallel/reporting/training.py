@@ -60,7 +60,7 @@ def training_page(of: Sources, progress: Progress) -> Page:
     sections = [
         Section(name="short-list", title="Short list", items=_short_list(run, equal)),
         Section(name="breakdown", title="Step time and memory", items=_breakdown(run, bars)),
-        Section(name="yours", title="Your configuration", items=_yours(run, of.baseline)),
+        Section(name="yours", title="Your configuration", items=your_items(run, of.baseline)),
         Section(name="knobs", title="What each knob buys", items=_knobs(run)),
         Section(name="space", title="All candidates", items=_space(run, of.candidates)),
         Section(name="pipeline", title="The pipeline", items=_pipeline(run, of.step)),
@@ -205,7 +205,8 @@ def _parts_table(
 # ---- the user's own ------------------------------------------------------------------------------
 
 
-def _yours(run: TrainingRun, baseline: Given | None) -> list[Item]:
+def your_items(run: TrainingRun, baseline: Given | None) -> list[Item]:
+    """The user's configuration beside the winner, and the way from one to the other."""
     if baseline is None:
         return []
     found = estimate(run.request, baseline.layout)
