@@ -13,7 +13,17 @@ from typing import NoReturn
 
 import typer
 
-from autoparallel.cli import calibrate, catalog, estimate, explain, export, report, search, validate
+from autoparallel.cli import (
+    calibrate,
+    catalog,
+    estimate,
+    explain,
+    export,
+    infer,
+    report,
+    search,
+    validate,
+)
 from autoparallel.cli.common import top_level
 from autoparallel.cli.outcome import exit_code_of
 
@@ -28,6 +38,7 @@ app = typer.Typer(
 app.callback()(top_level)
 app.command("search")(search.search_verb)
 app.command("estimate")(estimate.estimate_verb)
+app.command("infer")(infer.infer_verb)
 app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)
