@@ -100,7 +100,7 @@ def _trained(
     out: Path,
     config_dir: Path | None,
     profiles_dir: Path | None,
-    progress: _Progress,
+    progress: Progress,
     leave_one_out: bool,
     workers: int,
 ) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _served(
     out: Path,
     config_dir: Path | None,
     profiles_dir: Path | None,
-    progress: _Progress,
+    progress: Progress,
     leave_one_out: bool,
     workers: int,
 ) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from autoparallel.reporting.candidates import read_candidates
 from autoparallel.reporting.comparison import comparison_page
 from autoparallel.reporting.page import GENERATOR, Page, html
 from autoparallel.reporting.run import TrainingRun, read_training_run
+from autoparallel.reporting.serving import read_serving_run, serving_page
 from autoparallel.reporting.timeline import TRACE_FILE, pipeline_step, trace_text
 from autoparallel.reporting.training import Progress, Sources, training_page
+from autoparallel.serving_plan import plan_kind
 
 REPORT_FILE = "report.html"
 
@@ -93,6 +95,12 @@ def read_report(paths: Sequence[Path], baseline: str = "", progress: Progress = 
             raise ConfigError(f"RUN: {path} is named twice; name each run once")
         seen.add(place)
     progress("reading the runs")
+    kinds = [plan_kind(path) for path in paths]
+    if "serving" in kinds:
+        if len(paths) > 1 or baseline:
+            rule = "is a serving run, which is reported alone and without a baseline"
+            raise bad_value("RUN", str(paths[kinds.index("serving")]), rule, "name one run")
+        return Report(page=serving_page(read_serving_run(paths[0])), beside={})
     runs = [read_training_run(path) for path in paths]
     if len(runs) == 1:
         return training_report(runs[0], baseline, progress)

@@ -9,7 +9,7 @@ from autoparallel.cost.case import Case
 from autoparallel.errors import NothingFitsError
 from autoparallel.layout import Layout, knobs
 from autoparallel.plan import Plan, PlanEntry, load_plan
-from autoparallel.planning import provenance
+from autoparallel.provenance import provenance
 from autoparallel.ranking import Setting, setting
 from autoparallel.request import TrainingRequest
 

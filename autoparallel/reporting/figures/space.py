@@ -147,9 +147,11 @@ def best_by_mesh(cells: Grid) -> go.Figure:
     return figure
 
 
-def left_out(pruned: Mapping[str, int], by_memory: int, feasible: int) -> go.Figure:
+def left_out(
+    pruned: Mapping[str, int], misfits: int, feasible: int, reason: str = "memory"
+) -> go.Figure:
     """How many candidates every rule left out, by memory, and what is left."""
-    rows = [*sorted(pruned.items(), key=lambda item: -item[1]), ("memory", by_memory)]
+    rows = [*sorted(pruned.items(), key=lambda item: -item[1]), (reason, misfits)]
     rows = [(name, count) for name, count in rows if count]
     figure = style.frame("candidates", height=130 + 24 * (len(rows) + 1), legend=False)
     figure.add_bar(
