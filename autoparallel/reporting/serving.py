@@ -10,6 +10,7 @@ from autoparallel.errors import NothingFitsError
 from autoparallel.reporting.breakdown import BROKEN_DOWN, Bar
 from autoparallel.reporting.figures import serving as drawn
 from autoparallel.reporting.figures import space
+from autoparallel.reporting.front import Point, read_front
 from autoparallel.reporting.page import Drawing, Item, Page, Prose, Section, Table
 from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker, load_serving_plan
@@ -18,11 +19,12 @@ from autoparallel.units import GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingRun:
-    """A serving plan with the request it answers."""
+    """A serving plan with the request it answers, and the front its search saved."""
 
     name: str
     plan: ServingPlan
     request: ServingRequest
+    front: tuple[Point, ...] = ()
 
 
 def read_serving_run(path: Path) -> ServingRun:
@@ -37,7 +39,8 @@ def read_serving_run(path: Path) -> ServingRun:
         raise NothingFitsError(f"{path}: its plan is empty, so there is nothing to report")
     folder = path if path.is_dir() else path.parent
     request = ServingRequest.from_mapping(plan.request, f"{path} request")
-    return ServingRun(name=folder.resolve().name, plan=plan, request=request)
+    name = folder.resolve().name
+    return ServingRun(name=name, plan=plan, request=request, front=read_front(folder))
 
 
 def serving_page(run: ServingRun) -> Page:
@@ -140,9 +143,7 @@ def _short_list(run: ServingRun) -> list[Item]:
     rows = [
         [
             f"#{e.rank}",
-            e.backend,
-            e.mode,
-            words(e),
+            f"{e.backend} {e.mode}: {words(e)}",
             f"{e.precision}, KV {e.kv_dtype}",
             _of(e.tokens_per_s),
             _of(e.tokens_per_s_per_gpu),
@@ -155,13 +156,13 @@ def _short_list(run: ServingRun) -> list[Item]:
         ]
         for e in entries
     ]
-    head = ["rank", "backend", "mode", "workers", "precision", "tok/s", "tok/s/GPU", "tok/s/user"]
+    head = ["rank", "deployment", "precision", "tok/s", "tok/s/GPU", "tok/s/user"]
     return [
         Table(
             caption="The short list, best first",
             head=[*head, "TTFT ms", "TPOT ms", "GiB", "P(fits)", "USD/M tokens"],
             rows=rows,
-            words=frozenset({0, 1, 2, 3, 4}),
+            words=frozenset({0, 1, 2}),
         ),
         Drawing(
             name="rate-figure",
@@ -172,8 +173,11 @@ def _short_list(run: ServingRun) -> list[Item]:
         Drawing(
             name="front-figure",
             title="Throughput against speed for one user",
-            caption="Up and to the right is better; one point a deployment of the short list.",
-            figure=drawn.front(_labelled(entries)),
+            caption=(
+                "Up and to the right is better: the front of all deployments, limits left aside, "
+                "and the short list, which keeps them."
+            ),
+            figure=drawn.front(_labelled(entries), run.front),
         ),
     ]
 
@@ -262,7 +266,7 @@ def _sieve(plan: ServingPlan) -> list[Item]:
         Drawing(
             name="sieve-figure",
             title="What was left out, and why",
-            caption="Deployments by the rule that left them out, by memory or limits, and the rest.",
+            caption="Deployments by the rule that left them out, by memory or limits; those left.",
             figure=space.left_out(
                 plan.pruned, plan.evaluated - plan.feasible, plan.feasible, "memory, limits"
             ),

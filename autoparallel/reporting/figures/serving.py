@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from autoparallel.reporting.breakdown import Bar
 from autoparallel.reporting.figures import style
 from autoparallel.reporting.figures.plans import stacked, with_capacity
+from autoparallel.reporting.front import Point
 from autoparallel.serving_plan import ROLES, ServingEntry
 from autoparallel.units import GIB
 
@@ -50,9 +51,20 @@ def rates(rows: Rows) -> go.Figure:
     return _ranked(figure)
 
 
-def front(rows: Rows) -> go.Figure:
-    """Throughput of a GPU against the speed that one user sees."""
+def front(rows: Rows, points: Sequence[Point]) -> go.Figure:
+    """Throughput of a GPU against the speed that one user sees: the front and the short list."""
     figure = style.frame("tokens/s a user", "tokens/s a GPU", height=420)
+    if points:
+        figure.add_scatter(
+            x=[p.per_user for p in points],
+            y=[p.per_gpu for p in points],
+            mode="lines+markers",
+            name="front",
+            line={"color": style.GREY, "width": 1},
+            marker={"size": 5},
+            customdata=[p.about for p in points],
+            hovertemplate="%{customdata}<br>%{y:,.0f} a GPU, %{x:.1f} a user<extra></extra>",
+        )
     for mode, colour, symbol in MODES:
         own = [row for row in rows if row[2].mode == mode]
         if own:
