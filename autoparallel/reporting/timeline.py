@@ -16,7 +16,7 @@ from autoparallel.reporting.run import TrainingRun
 
 TRACE_FILE = "timeline.trace.json"
 DRAWN_EVENTS = 5_000
-ENLARGED_PER_RANK = 60
+FILL_BACKWARDS = 4
 TRACED_EVENTS = 200_000
 NAMES = {
     "F": "forward",
@@ -66,8 +66,10 @@ class PipelineStep:
 
     @property
     def first(self) -> tuple[Piece, ...]:
-        """As many of them as can be told apart."""
-        return self.pieces[: ENLARGED_PER_RANK * self.ranks]
+        """Until the first rank has run a few backwards: how the pipeline fills."""
+        backwards = [p.end_s for p in self.pieces if p.rank == 0 and p.kind == "B"]
+        end_s = backwards[:FILL_BACKWARDS][-1]
+        return tuple(p for p in self.drawn if p.start_s < end_s)
 
 
 def pipeline_step(run: TrainingRun, layout: Layout) -> PipelineStep:

@@ -424,7 +424,7 @@ def _pipeline(run: TrainingRun, step: PipelineStep) -> list[Item]:
             name="fill-figure",
             title="Its first part, enlarged",
             caption=(
-                f"The first {time_text(first[-1].end_s)}: ranks fill one after the other. The file "
+                "Until rank 0 has run its first backwards: ranks fill one by one. The file "
                 f"{TRACE_FILE} beside this page holds every piece; Perfetto opens it."
             ),
             figure=schedule.timeline(step, first),

@@ -30,7 +30,8 @@ def timeline(step: PipelineStep, shown: Sequence[Piece]) -> go.Figure:
         bargap=0.08,
     )
     for kind, name in NAMES.items():
-        pieces = [p for p in shown if p.kind == kind]
+        # Chunk 0 first: a legend shows the colour of the first piece.
+        pieces = sorted((p for p in shown if p.kind == kind), key=lambda p: p.chunk)
         if not pieces:
             continue
         shades = [style.lighter(COLOURS[kind], _shade(p, step)) for p in pieces]
