@@ -14,7 +14,7 @@ from autoparallel.reporting.comparison import comparison_page
 from autoparallel.reporting.page import GENERATOR, Page, html
 from autoparallel.reporting.run import TrainingRun, read_training_run
 from autoparallel.reporting.serving import read_serving_run, serving_page
-from autoparallel.reporting.timeline import TRACE_FILE, pipeline_step, trace_text
+from autoparallel.reporting.timeline import TRACE_ENDING, pipeline_step, trace_text
 from autoparallel.reporting.training import Progress, Sources, training_page
 from autoparallel.serving_plan import plan_kind
 
@@ -23,7 +23,7 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A page and the files that go beside it, by name."""
+    """A page and the files that go beside it, by the ending that follows the page's name."""
 
     page: Page
     beside: dict[str, str]
@@ -52,7 +52,7 @@ def training_report(run: TrainingRun, baseline: str = "", progress: Progress = s
     sources = Sources(run=run, baseline=own, candidates=found, step=step)
     title = f"{run.request.model.name}, {run.winner.layout}"
     return Report(
-        page=training_page(sources, progress), beside={TRACE_FILE: trace_text(step, title)}
+        page=training_page(sources, progress), beside={TRACE_ENDING: trace_text(step, title)}
     )
 
 
@@ -71,7 +71,9 @@ def write_report(report: Report, path: Path) -> list[Path]:
         raise bad_value("--out", str(path), rule, "name another file; nothing was written")
     folder = path.parent
     written = [files.write_text(folder, path.name, html(report.page))]
-    return written + [files.write_text(folder, name, t) for name, t in report.beside.items()]
+    return written + [
+        files.write_text(folder, path.stem + ending, text) for ending, text in report.beside.items()
+    ]
 
 
 def _is_report(path: Path) -> bool:

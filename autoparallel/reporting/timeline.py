@@ -14,7 +14,7 @@ from autoparallel.cost.step import layer_time, stages
 from autoparallel.layout import Layout
 from autoparallel.reporting.run import TrainingRun
 
-TRACE_FILE = "timeline.trace.json"
+TRACE_ENDING = ".trace.json"
 DRAWN_EVENTS = 5_000
 FILL_BACKWARDS = 4
 TRACED_EVENTS = 200_000

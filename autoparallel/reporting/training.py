@@ -18,7 +18,7 @@ from autoparallel.reporting.figures import plans, schedule, space
 from autoparallel.reporting.figures import what_if as what_if_figures
 from autoparallel.reporting.page import Drawing, Item, Page, Prose, Section, Table
 from autoparallel.reporting.run import TrainingRun
-from autoparallel.reporting.timeline import TRACE_FILE, PipelineStep
+from autoparallel.reporting.timeline import TRACE_ENDING, PipelineStep
 from autoparallel.reporting.wording import (
     asked,
     day_digits,
@@ -424,8 +424,8 @@ def _pipeline(run: TrainingRun, step: PipelineStep) -> list[Item]:
             name="fill-figure",
             title="Its first part, enlarged",
             caption=(
-                "Until rank 0 has run its first backwards: ranks fill one by one. The file "
-                f"{TRACE_FILE} beside this page holds every piece; Perfetto opens it."
+                "Until rank 0 has run its first backwards: ranks fill one by one. The file beside "
+                f"this page that ends in {TRACE_ENDING} holds every piece; Perfetto opens it."
             ),
             figure=schedule.timeline(step, first),
         ),

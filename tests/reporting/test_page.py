@@ -116,7 +116,7 @@ def test_measured_trials_are_drawn_beside_the_prediction(run):
 
 def test_a_report_replaces_a_report_and_nothing_else(report, tmp_path):
     written = write_report(report, tmp_path / "a" / "r.html")
-    assert [path.name for path in written] == ["r.html", "timeline.trace.json"]
+    assert [path.name for path in written] == ["r.html", "r.trace.json"]
     first = written[0].read_bytes()
     write_report(report, tmp_path / "a" / "r.html")
     assert written[0].read_bytes() == first
