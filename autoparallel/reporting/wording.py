@@ -39,6 +39,11 @@ def part_name(part: str, suffix: str) -> str:
     return part.removesuffix(suffix).replace("_", " ")
 
 
+def number(value: float | None, digits: int = 0, scale: float = 1.0) -> str:
+    """A number at this many digits; a dash for none."""
+    return "-" if value is None else f"{value * scale:,.{digits}f}"
+
+
 def signed(value: float, digits: int, unit: str = "") -> str:
     """A difference with its sign; no sign on a zero."""
     text = f"{value:+,.{digits}f}"

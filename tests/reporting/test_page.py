@@ -14,11 +14,11 @@ from autoparallel.cli import main
 from autoparallel.errors import ConfigError, NothingFitsError
 from autoparallel.plan import Measured, load_plan
 from autoparallel.reporting.baseline import given
+from autoparallel.reporting.changes import your_items
 from autoparallel.reporting.evidence import measured_section
 from autoparallel.reporting.page import Drawing, Page, Prose, Section, Table, html
 from autoparallel.reporting.report import read_report, write_report
 from autoparallel.reporting.run import training_run
-from autoparallel.reporting.training import your_items
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
