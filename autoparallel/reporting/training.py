@@ -115,7 +115,7 @@ def _span(pair: tuple[float, float] | None, scale: float, digits: int) -> str:
     return f"{low * scale:.{digits}f} to {high * scale:.{digits}f}"
 
 
-# ---- short list -----------------------------------------------------------------------------------
+# ---- short list -------------------------------------------------------------------------------
 
 
 def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
@@ -156,7 +156,7 @@ def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
     ]
 
 
-# ---- breakdown ------------------------------------------------------------------------------------
+# ---- breakdown --------------------------------------------------------------------------------
 
 
 def _breakdown(run: TrainingRun, entries: Sequence[tuple[str, PlanEntry]]) -> list[Item]:
@@ -195,7 +195,7 @@ def _parts_table(
     )
 
 
-# ---- all candidates -------------------------------------------------------------------------------
+# ---- all candidates ---------------------------------------------------------------------------
 
 
 def _space(run: TrainingRun, found: Candidates | None) -> list[Item]:
@@ -260,7 +260,7 @@ def _meshes(run: TrainingRun, found: Candidates) -> list[Item]:
     ]
 
 
-# ---- pipeline -------------------------------------------------------------------------------------
+# ---- pipeline ---------------------------------------------------------------------------------
 
 
 def _pipeline(run: TrainingRun, step: PipelineStep) -> list[Item]:
