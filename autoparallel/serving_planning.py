@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from autoparallel.errors import ConfigError
 from autoparallel.hardware import Cluster
 from autoparallel.inference import Load, backend, closed_loop, setting
 from autoparallel.inference.instance import Instance
 from autoparallel.inference.options import Demand, Limits, Options, instance_rows
+from autoparallel.inference.refinement import refined
 from autoparallel.inference.search import (
     Found,
     Question,
     binding,
     explained,
     front,
-    goal,
     miss,
     searched,
     short_list,
     ties,
 )
 from autoparallel.inference.setting import Setting
+from autoparallel.inference.simulator import Arrivals
 from autoparallel.inference.space import EXPLANATIONS, ServingSpace
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.provenance import provenance
@@ -43,6 +43,10 @@ from autoparallel.units import MS
 TOP = 10
 MOST_GPUS = 8192
 """Where the search for the fewest GPUs ends on a cluster of any size."""
+MOST_SIMULATED = 40
+"""Deployments that are simulated at most."""
+GROWTH = 1.125
+"""How much more GPUs are tried when a number is not enough."""
 MILLION = 1e6
 
 
@@ -62,21 +66,71 @@ def solve(request: ServingRequest, *, top: int = TOP) -> Solved:
         ConfigError: a space that cannot be used, or a trace that changed.
     """
     start = time.perf_counter()
-    found = fewest(request) if request.num_gpus == AUTO_GPUS else searched(question(request))
-    rows = short_list(found, top)
-    entries = tuple(_entry(found, int(row), rank + 1) for rank, row in enumerate(rows))
+    if request.num_gpus == AUTO_GPUS:
+        found, entries, broken = _fewest(request, top)
+    else:
+        found = searched(question(request))
+        entries, broken = _listed(request, found, top)
     plan = ServingPlan(
         request=request.to_mapping(),
         provenance=provenance(),
         considered=found.considered,
         legal=found.evaluated,
         evaluated=found.evaluated,
-        feasible=int(found.good.size),
+        feasible=int(found.good.size) - broken,
         pruned=explained(found.pruned),
         search_s=time.perf_counter() - start,
         entries=entries,
     )
     return Solved(request=request, plan=plan, found=found)
+
+
+def _listed(
+    request: ServingRequest, found: Found, top: int
+) -> tuple[tuple[ServingEntry, ...], int]:
+    """The short list through the simulator, and how many it showed to break a limit.
+
+    Order is the closed form's; a deployment whose simulated figures break a limit is left out.
+    """
+    trace = _arrivals(request)
+    bound, demand = found.question.limits, found.question.demand
+    entries: list[ServingEntry] = []
+    broken = 0
+    for row in short_list(found, MOST_SIMULATED):
+        one = refined(found.options.take(np.array([row])), demand, trace)
+        if not one.meets(bound)[0]:
+            broken += 1
+            continue
+        entries.append(_entry(found, int(row), len(entries) + 1, one))
+        if len(entries) == top:
+            break
+    return tuple(entries), broken
+
+
+def _arrivals(request: ServingRequest) -> Arrivals | None:
+    """The requests of a trace as the simulator takes them."""
+    trace = request.arrivals()
+    if trace is None:
+        return None
+    return Arrivals(
+        arrival_s=trace.arrival_s,
+        input_tokens=trace.input_tokens,
+        output_tokens=trace.output_tokens,
+        prefix_tokens=request.prefix_tokens,
+        accepted_tokens=request.accepted_tokens,
+    )
+
+
+def _fewest(request: ServingRequest, top: int) -> tuple[Found, tuple[ServingEntry, ...], int]:
+    """The short list on the fewest GPUs whose deployments the simulator bears out."""
+    most = min(request.cluster.max_gpus or MOST_GPUS, MOST_GPUS)
+    found = fewest(request)
+    entries, broken = _listed(request, found, top)
+    while found.good.size and not entries and found.question.gpus < most:
+        gpus = min(math.ceil(found.question.gpus * GROWTH), most)
+        found = searched(question(request, gpus))
+        entries, broken = _listed(request, found, top)
+    return found, entries, broken
 
 
 def question(request: ServingRequest, gpus: int | None = None) -> Question:
@@ -91,6 +145,8 @@ def question(request: ServingRequest, gpus: int | None = None) -> Question:
         concurrency=request.concurrency,
     )
     both = {"auto": ("aggregated", "disaggregated"), "off": ("aggregated",)}
+    if request.trace:
+        both["auto"] = both["off"]
     return Question(
         settings=_settings(request, request.cluster),
         prefill_settings=(
@@ -143,7 +199,7 @@ def fewest(request: ServingRequest) -> Found:
     high = low + 1
     found = searched(question(request, high))
     while not found.good.size and high < most:
-        low, high = high, min(max(high + 1, math.ceil(high * 1.125)), most)
+        low, high = high, min(max(high + 1, math.ceil(high * GROWTH)), most)
         found = searched(question(request, high))
     while found.good.size and high - low > 1:
         middle = (low + high) // 2
@@ -160,17 +216,17 @@ def _fewest_busy(request: ServingRequest) -> int:
     best = searched(free)
     if not best.good.size:
         return 1
-    options = best.options.take(best.good)
-    each = float(np.max(options.requests_per_s / options.gpus))
+    options = best.options
+    each = float(np.max((options.requests_per_s / np.maximum(options.gpus, 1.0))[best.good]))
     return max(math.floor((request.request_rate or 0.0) / each), 1)
 
 
 # --- the records -----------------------------------------------------------------------------
 
 
-def _entry(found: Found, row: int, rank: int | None) -> ServingEntry:
-    """Row `row` of the evaluated deployments as a record."""
-    one = found.options.take(np.array([row]))
+def _entry(found: Found, row: int, rank: int | None, seen: Options | None = None) -> ServingEntry:
+    """Row `row` of the evaluated deployments as a record, with the latencies of `seen`."""
+    one = found.options.take(np.array([row])) if seen is None else seen
     here = one.settings[int(one.setting[0])]
     gpus, per_s = float(one.gpus[0]), float(one.tokens_per_s[0])
     price = float(one.usd_per_s[0])
@@ -183,25 +239,31 @@ def _entry(found: Found, row: int, rank: int | None) -> ServingEntry:
         workers=_workers(one, split),
         precision=here.precision,
         kv_dtype="fp8" if _at(one.worker.kv_element_bytes) == 1.0 else "bf16",
-        concurrency=float(one.concurrency[0]),
+        concurrency=_finite(float(one.concurrency[0])) or 0.0,
         load=float(one.requests_per_s[0]),
         **_latencies("ttft_ms", one.ttft_s),
-        **_latencies("tpot_ms", one.tpot_s),
+        **_latencies("tpot_ms", one.tpot_s, found.question.demand.output_tokens > 1),
         tokens_per_s_per_gpu=per_s / gpus,
-        tokens_per_s_per_user=1.0 / tpot if tpot > 0 else None,
+        tokens_per_s_per_user=1.0 / tpot if 0 < tpot < math.inf else None,
         memory_bytes=float(one.memory_bytes[0]),
         fits_probability=float(one.fits_probability[0]),
-        usd_per_million_tokens=None if math.isnan(price) else price / per_s * MILLION,
+        usd_per_million_tokens=_finite(price / max(per_s, 1e-12) * MILLION),
         binding_constraint=binding(found, row),
         parts=_parts(found, one),
     )
 
 
-def _latencies(name: str, block: Any) -> dict[str, float]:
-    mean, *rest = (float(value) / MS for value in block[:, 0])
+def _latencies(name: str, block: Any, there: bool = True) -> dict[str, float | None]:
+    known = there and bool(np.isfinite(block[0, 0]))
+    mean, *rest = (float(value) / MS if known else None for value in block[:, 0])
     return {name: mean} | {
         f"{name}_{p}": v for p, v in zip(("p50", "p90", "p99"), rest, strict=True)
     }
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where there is no such number."""
+    return value if math.isfinite(value) else None
 
 
 def _at(value: Any) -> float:
@@ -243,7 +305,7 @@ def _parts(found: Found, one: Options) -> dict[str, float]:
             output_tokens=float(demand.output_tokens),
             prefix_tokens=float(demand.prefix_tokens),
             accepted_tokens=demand.accepted_tokens,
-            concurrency=max(_at(one.concurrency) / _at(one.count), 1e-9),
+            concurrency=max((_finite(_at(one.concurrency)) or 1.0) / _at(one.count), 1e-9),
         )
         seen = closed_loop(here, worker, load)
         return _named("decode", seen.decode) | _named("prompt", seen.prompt)
@@ -280,8 +342,18 @@ def nearest_miss(solved: Solved) -> ServingEntry | None:
 def tied(solved: Solved) -> list[bool]:
     """Which entries of the plan cannot be told from the first."""
     found = solved.found
-    rows = short_list(found, len(solved.plan.entries))
-    return ties([float(x) for x in goal(found.options.take(rows), found.question)])
+    objective, first = found.question.objective, solved.plan.entries[0]
+    fixed = found.question.demand.request_rate is not None
+    if objective == "latency" or (fixed and objective == "throughput"):
+        return ties([_e2e_ms(entry, solved.request) for entry in solved.plan.entries])
+    if objective == "cost" and first.usd_per_million_tokens is not None:
+        return ties([entry.usd_per_million_tokens or 0.0 for entry in solved.plan.entries])
+    return ties([1.0 / max(entry.tokens_per_s, 1e-9) for entry in solved.plan.entries])
+
+
+def _e2e_ms(entry: ServingEntry, request: ServingRequest) -> float:
+    """Time to the last token of a request of the mean length."""
+    return (entry.ttft_ms or 0.0) + (entry.tpot_ms or 0.0) * (request.output_tokens - 1)
 
 
 def explanation(rule: str) -> str:
@@ -294,11 +366,15 @@ def explanation(rule: str) -> str:
 
 def rescues(request: ServingRequest) -> Iterator[tuple[str, ServingEntry]]:
     """Flags that change one thing, each with the best deployment it makes possible."""
+    more_gpus = False
     for flags, changed in _changes(request):
+        if more_gpus and flags.startswith("--gpus"):
+            return
         found = searched(question(changed))
-        rows = short_list(found, 1)
-        if rows.size:
-            yield flags, _entry(found, int(rows[0]), 1)
+        entries, _ = _listed(changed, found, 1)
+        if entries:
+            more_gpus = flags.startswith("--gpus")
+            yield flags, entries[0]
 
 
 def _changes(request: ServingRequest) -> Iterator[tuple[str, ServingRequest]]:
@@ -312,9 +388,6 @@ def _changes(request: ServingRequest) -> Iterator[tuple[str, ServingRequest]]:
         yield "--disaggregated auto", replace(request, disaggregated="auto")
     most = request.cluster.max_gpus or MOST_GPUS
     gpus = request.num_gpus or most
-    for factor in (2, 4, 8):
+    for factor in (2, 4, 8, 16, 32):
         if request.num_gpus and gpus * factor <= most:
-            try:
-                yield f"--gpus {gpus * factor}", replace(request, num_gpus=gpus * factor)
-            except ConfigError:
-                return
+            yield f"--gpus {gpus * factor}", replace(request, num_gpus=gpus * factor)

@@ -47,7 +47,7 @@ PRIOR_WIDTH, FAMILY_WIDTH = 0.5, 0.35
 RESIDUAL_SCALE = {"ttft_ms": 0.25, "tpot_ms": 0.08}
 THROUGHPUT_SCALE = 0.08
 """Log error at which the loss turns from quadratic to linear."""
-MAX_CELL_ROWS = 60
+MAX_CELL_ROWS = 30
 """Rows of one cell that are fitted, evenly taken: more tell nothing new."""
 MEASURED_SHRINK = 0.7
 """A constant is called measured when the runs narrow it to less than this share of its prior."""
@@ -103,7 +103,7 @@ def fit_serving(
 
     begin = np.clip(1 + (start - low) / span, 1 + 1e-4, 2 - 1e-4)
     best = least_squares(
-        residuals, begin, bounds=(1, 2), diff_step=np.array(1e-4), ftol=1e-4, xtol=1e-4, max_nfev=30
+        residuals, begin, bounds=(1, 2), diff_step=np.array(1e-4), ftol=1e-3, xtol=1e-3, max_nfev=15
     )
     jacobian = best.jac / span
     deviations = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
     from autoparallel.request import ServingRequest
+    from autoparallel.serving_plan import ServingEntry
     from autoparallel.serving_planning import Solved
 
 
@@ -272,15 +274,28 @@ def _nothing(solved: Solved) -> str:
                 verdict = "kept" if seen <= limit else "BROKEN"
                 word = f"{name.removesuffix('_ms').upper()} {seen:,.1f} ms of {limit:g} ms"
                 lines.append(f"  {word}: {verdict}")
+        limits = _reachable(request, miss)
+        if limits:
+            lines.append(f"would do: {limits}: this very deployment")
         if request.request_rate is not None and miss.load is not None:
             lines.append(f"  carries {miss.load:.3g} of {request.request_rate:g} requests/s")
     for flags, entry in rescues(request):
         lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
     if not lines[-1].startswith("would do"):
-        lines.append("8-bit weights and KV cache, disaggregation and 8 times the GPUs do not help")
+        lines.append("8-bit weights and KV cache, disaggregation and 32 times the GPUs do not help")
     return "\n  ".join(lines)
 
 
-def _bound(entry: Any, name: str, percentile: str) -> float | None:
+def _reachable(request: ServingRequest, miss: ServingEntry) -> str:
+    """The broken limits at what the nearest miss reaches, as flags."""
+    words = []
+    for name in ("ttft_ms", "tpot_ms"):
+        limit, seen = getattr(request, name), _bound(miss, name, request.percentile)
+        if limit is not None and seen is not None and seen > limit:
+            words.append(f"{common.flag(name)} {math.ceil(seen * 10) / 10:g}")
+    return " ".join(words)
+
+
+def _bound(entry: ServingEntry, name: str, percentile: str) -> float | None:
     value: float | None = getattr(entry, name if percentile == "mean" else f"{name}_{percentile}")
     return value

@@ -86,8 +86,8 @@ def deployment(entry: ServingEntry) -> str:
 def table(labels: Sequence[str], entries: Sequence[ServingEntry]) -> list[Line]:
     """One row a deployment; on a narrow terminal the workers have a line of their own."""
     numbers = [
-        Column(head="tok/s", cells=[f"{e.tokens_per_s:,.0f}" for e in entries]),
-        Column(head="tok/s/GPU", cells=[_of(e.tokens_per_s_per_gpu, 0) for e in entries]),
+        Column(head="tok/s", cells=[_amount(e.tokens_per_s) for e in entries]),
+        Column(head="tok/s/GPU", cells=[_amount(e.tokens_per_s_per_gpu) for e in entries]),
         Column(head="tok/s/user", cells=[_of(e.tokens_per_s_per_user, 1) for e in entries]),
         Column(head="TTFT ms", cells=[_of(e.ttft_ms, 0) for e in entries]),
         Column(head="TPOT ms", cells=[_of(e.tpot_ms, 1) for e in entries]),
@@ -118,6 +118,11 @@ def _of(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
+def _amount(value: float | None) -> str:
+    """A rate with the digits it is worth."""
+    return _of(value, 0 if value is None or value >= 100 else 1 if value >= 1 else 3)
+
+
 BINDS = {
     "ttft_ms": "the TTFT limit stops more",
     "tpot_ms": "the TPOT limit stops more",
@@ -133,7 +138,7 @@ def decision(entry: ServingEntry, tied: int, request: ServingRequest) -> list[Li
     """What to take, in one sentence."""
     text = (
         f"Take {firm(entry.backend)} {entry.mode}, {firm(deployment(entry))}: "
-        f"{entry.tokens_per_s:,.0f} tokens/s ({_of(entry.tokens_per_s_per_gpu, 0)} a GPU, "
+        f"{_amount(entry.tokens_per_s)} tokens/s ({_amount(entry.tokens_per_s_per_gpu)} a GPU, "
         f"{_of(entry.tokens_per_s_per_user, 1)} a user) at {entry.concurrency:,.0f} requests in "
         f"flight, TTFT {_of(entry.ttft_ms, 0)} ms, TPOT {_of(entry.tpot_ms, 1)} ms"
     )

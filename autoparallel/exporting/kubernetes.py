@@ -84,7 +84,7 @@ def _template(deployed: Deployment, worker: Worker, name: str, nodes: int) -> di
         "args": _command(deployed, worker, nodes),
         "env": [*environment, {"name": "HF_TOKEN", "valueFrom": token}],
         "ports": [{"containerPort": FIRST_PORT}],
-        "resources": {"limits": gpus, "requests": gpus},
+        "resources": {"limits": gpus, "requests": dict(gpus)},
         "readinessProbe": {"httpGet": {"path": "/health", "port": FIRST_PORT}},
         "volumeMounts": mounts,
     }

@@ -35,6 +35,8 @@ def aggregated(
     room = kv_capacity_sequences(here, instance, demand.input_tokens + demand.output_tokens)
     longest = kv_capacity_sequences(here, instance, float(demand.longest_tokens))
     rate = seen.pop("requests_per_s") * count
+    if demand.output_tokens == 1:
+        seen["tpot_s"] = 0.0 * seen["tpot_s"]
     typical = float(demand.input_tokens + demand.output_tokens)
     rows = np.full(found.size, index, dtype=np.intp)
     return Options(
@@ -62,7 +64,7 @@ def _latencies(
     """What one replica's share of the demand meets, and how many requests that is.
 
     Under a rate, replicas that cannot keep up with their share are not solved for: they wait
-    without end.
+    without end and answer what they can.
     """
     load = Load(
         input_tokens=float(demand.input_tokens),
@@ -78,8 +80,9 @@ def _latencies(
     able = np.flatnonzero(share < full)
     found = poisson(setting, instance_rows(instance, able), load, share[able])
     solved = _seen(found, share[able])
+    swamped = {"requests_per_s": full, "utilization": share / full}
     seen = {
-        name: _spread(value, able, count.size, share if name == "requests_per_s" else np.inf)
+        name: _spread(value, able, count.size, swamped.get(name, np.inf))
         for name, value in solved.items()
     }
     return seen, np.where(np.isfinite(seen["e2e_s"][0]), seen["e2e_s"][0] * share, np.inf)

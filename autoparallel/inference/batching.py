@@ -178,7 +178,8 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
         ),
     )
     decode = mixed_step(setting, instance, Batch(decoding=b, context_tokens=context))
-    plain = np.maximum(decode_steps - mixed * prompt_steps, 0.0)
+    shared = mixed * prompt_steps * (b - 1.0) / b
+    plain = np.maximum(decode_steps - shared, 0.0)
     engine_s = prompt_steps * prompt.total + plain * decode.total + c.request_s
     stream_s = load.served * running * load.output_tokens * c.stream_s
     total = np.maximum(engine_s, stream_s)
@@ -188,7 +189,7 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
     gaps = np.maximum(load.output_tokens - 1.0, 1.0)
     between = np.maximum(total - first, decode_steps * decode.total) / gaps
     return _Cycle(
-        total_s=total,
+        total_s=first + gaps * between,
         first_s=first,
         between_s=between,
         running=b * lanes,

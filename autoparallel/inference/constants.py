@@ -19,14 +19,14 @@ class ServingConstants:
     """Bounded, physically meaningful numbers of one serving engine on one GPU generation."""
 
     gemm_efficiency: Num = constant(
-        0.75, 0.4, 0.97, "share of the dense bf16 peak that a large GEMM reaches"
+        0.75, 0.4, 0.88, "share of the dense bf16 peak that a large GEMM reaches"
     )
     fp8_efficiency: Num = constant(0.75, 0.4, 1.05, "the same share under fp8, relative to bf16's")
     fp4_efficiency: Num = constant(
         0.5, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
     )
     gemm_ramp_waves: Num = constant(
-        0.15, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
+        0.035, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
     )
     narrow_ramp_waves: Num = constant(
         0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
@@ -75,7 +75,8 @@ class ServingConstants:
         1.0e-3, 0.0, 20e-3, "host time of a step that the GPU waits for: scheduling, sampling"
     )
     sequence_s: Num = constant(20e-6, 0.0, 200e-6, "the same for every sequence of the step")
-    arm_host: Num = constant(1.5, 1.0, 2.5, "host time on a Grace CPU over that on an x86 host")
+    prompt_s: Num = constant(0.5e-3, 0.0, 5e-3, "the same for every prompt that enters the step")
+    arm_host: Num = constant(1.3, 1.0, 1.6, "host time on a Grace CPU over that on an x86 host")
     prefill_step_s: Num = constant(
         3e-3,
         0.0,
@@ -109,6 +110,7 @@ ENGINE_NAMES = (
     "all_reduce",
     "step_s",
     "sequence_s",
+    "prompt_s",
     "prefill_step_s",
     "prefill_layer_s",
     "request_s",

@@ -85,7 +85,7 @@ def searched(question: Question) -> Found:
     return Found(
         question=question,
         options=options,
-        good=rows[order(options.take(rows), question)],
+        good=rows[order(options, question, rows)],
         considered=considered,
         evaluated=considered - pruned.total(),
         pruned=dict(pruned),
@@ -146,26 +146,27 @@ def _nothing(question: Question, every: tuple[Setting, ...]) -> Options:
     return aggregated(every, 0, any_gpus, question.demand).take(np.zeros(0, dtype=np.intp))
 
 
-def order(options: Options, question: Question) -> NDArray[np.intp]:
-    """Rows from best to worst: by the objective, then by time to the last token."""
-    e2e = options.e2e_s[question.limits.row]
-    first = goal(options, question)
-    return np.lexsort((e2e, np.round(np.log(np.maximum(first, 1e-30)) / 1e-6)))
+def order(options: Options, question: Question, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Places of `rows` from best to worst: by the objective, then by time to the last token."""
+    e2e = options.e2e_s[question.limits.row][rows]
+    first = np.round(np.log(np.maximum(goal(options, question)[rows], 1e-30)) / 1e-6)
+    return np.lexsort((e2e, first))
 
 
 def goal(options: Options, question: Question) -> Column:
     """What the objective makes small, positive.
 
-    Throughput: seconds per output token of all GPUs given; under a fixed rate the share of its
-    capacity that a deployment needs. Latency: time to the last token. Cost: dollars per token.
+    Throughput: seconds per output token of all GPUs given. Latency: time to the last token. Cost:
+    dollars per token. Under a rate all deployments that keep up have one throughput, so that
+    latency decides.
     """
-    if question.objective == "latency":
+    fixed = question.demand.request_rate is not None
+    if question.objective == "latency" or (fixed and question.objective == "throughput"):
         return np.asarray(options.e2e_s[question.limits.row])
     tokens = np.maximum(options.tokens_per_s, 1e-30)
     if question.objective == "cost":
         return np.asarray(options.usd_per_s / tokens)
-    fixed = question.demand.request_rate is not None
-    return np.asarray(options.utilization if fixed else 1.0 / tokens)
+    return np.asarray(1.0 / tokens)
 
 
 def layout_keys(options: Options) -> NDArray[np.float64]:
@@ -256,8 +257,9 @@ def miss(found: Found) -> int | None:
         return None
     over = np.maximum(options.utilization[rows], 1e-9)
     for name, value in limits.named().items():
-        over = np.maximum(over, getattr(options, name)[limits.row][rows] / value)
-    return int(rows[np.argmin(np.where(np.isfinite(over), over, 1e30))])
+        seen = getattr(options, name)[limits.row][rows]
+        over = np.maximum(over, np.where(np.isfinite(seen), seen / value, 1.0 + over))
+    return int(rows[np.argmin(over)])
 
 
 def ties(goals: Sequence[float]) -> list[bool]:

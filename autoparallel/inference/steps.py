@@ -105,7 +105,7 @@ def mixed_step(setting: Setting, instance: Instance, batch: Batch) -> StepTime:
         "launch_s": launch_s(setting),
     }
     device_s: Num = sum(parts.values())
-    return StepTime(**parts, host_s=host_s(setting, sequences, batch.prompt_tokens, device_s))
+    return StepTime(**parts, host_s=host_s(setting, sequences, batch, device_s))
 
 
 # --- linear layers -------------------------------------------------------------------------------
@@ -248,13 +248,15 @@ def launch_s(setting: Setting) -> Num:
     return setting.shape.L * c.kernels_per_layer * c.kernel_s
 
 
-def host_s(setting: Setting, sequences: Num, prompt_tokens: Num, device_s: Num) -> Num:
+def host_s(setting: Setting, sequences: Num, batch: Batch, device_s: Num) -> Num:
     """What the GPU waits for the host in a step that takes it `device_s`.
 
     An engine that prepares the next step while the GPU works on this one waits only for the rest.
     """
     c = setting.constants
-    host = (c.step_s + c.sequence_s * sequences) * setting.host_slowdown
+    prompted = indicator(np.asarray(batch.prompt_tokens) > 0)
+    prompts = c.prompt_s * batch.prompts * prompted
+    host = (c.step_s + c.sequence_s * sequences + prompts) * setting.host_slowdown
     waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
     eager = c.prefill_step_s + c.prefill_layer_s * setting.shape.L
-    return waits + eager * indicator(np.asarray(prompt_tokens) > 0)
+    return waits + eager * prompted

@@ -113,13 +113,15 @@ COLUMNS = tuple(f.name for f in fields(ServingRun))
 
 
 def is_serving_file(path: str | Path) -> bool:
-    """Whether the header is one of serving figures.
+    """Whether the header is one of serving figures; what is not CSV is none.
 
     Raises:
         ProfileError: the file cannot be read.
     """
-    header = csv_reader(Path(path)).fieldnames or []
-    return set(header) >= SIGNATURE
+    try:
+        return set(csv_reader(Path(path)).fieldnames or []) >= SIGNATURE
+    except csv.Error:
+        return False
 
 
 def read_serving_runs(path: str | Path) -> list[ServingRun]:

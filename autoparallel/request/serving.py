@@ -438,6 +438,11 @@ def _check(request: ServingRequest) -> None:
     if request.objective == "cost" and request.cluster.usd_per_gpu_hour is None:
         rule = f"needs a price, {request.cluster.name} has none"
         raise bad_value("objective", "cost", rule, "give cluster.usd_per_gpu_hour=2.5")
+    if request.trace and (request.disaggregated == "on" or request.prefill_cluster):
+        raise ConfigError(
+            "--trace: is simulated request by request, which is done for aggregated serving only; "
+            "leave --disaggregated on, or give --request-rate in place of the trace"
+        )
     if bool(request.prefill_cluster) != bool(request.prefill_gpus):
         raise ConfigError(
             "--prefill-cluster: goes with --prefill-gpus; give both, or neither for one kind of GPU"

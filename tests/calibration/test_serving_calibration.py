@@ -1,0 +1,173 @@
+"""Serving constants come back from figures made with them, and from the file they are in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from autoparallel.calibration import serving as module
+from autoparallel.calibration.serving import (
+    PRIOR_WIDTH,
+    ServingFit,
+    fit_serving,
+    predicted_with,
+    with_spread,
+)
+from autoparallel.calibration.serving_cases import predicted, understood_serving
+from autoparallel.calibration.serving_file import ServingProfile, rounded, write_serving
+from autoparallel.errors import ProfileError
+from autoparallel.inference.calibrated import (
+    BORROWED_SPREAD,
+    ServingCalibration,
+    ServingSpread,
+    chosen,
+    read_serving,
+)
+from autoparallel.inference.constants import (
+    CONSTANT_NAMES,
+    ENGINE_NAMES,
+    GENERATION_FACTORS,
+    ServingConstants,
+    bounds,
+    for_generation,
+)
+from autoparallel.measured.serving_rows import ServingRun
+
+PRIOR = ServingConstants()
+
+
+def readings():
+    runs = [
+        ServingRun(
+            framework_version="vllm 0.12.0",
+            model="meta-llama/Llama-3.1-8B-Instruct",
+            gpu="h100-sxm-80gb",
+            tp=tp,
+            isl=isl,
+            osl=128,
+            batch_or_concurrency=str(b),
+            metric=metric,
+            value=1.0,
+        )
+        for tp in (1, 4)
+        for isl in (500, 4000)
+        for b in (1, 16, 64)
+        for metric in ("ttft_ms", "tpot_ms")
+    ]
+    return understood_serving(runs)[0]
+
+
+def measured(rows, values):
+    return [
+        replace(r, run=replace(r.run, value=float(v))) for r, v in zip(rows, values, strict=True)
+    ]
+
+
+def test_constants_come_back_from_figures_made_with_them(monkeypatch):
+    names = ("gemm_efficiency", "memory_bandwidth")
+    monkeypatch.setattr(module, "FITTED", names)
+    rows = readings()
+    truth = replace(PRIOR, gemm_efficiency=0.5, memory_bandwidth=0.6)
+    made = measured(rows, predicted(rows, lambda s: truth))
+    fit = fit_serving(made, PRIOR, 2.0, lambda c, s: c)
+    for name in names:
+        assert getattr(fit.constants, name) == pytest.approx(getattr(truth, name), rel=0.05)
+        assert 0 < fit.deviations[name] < PRIOR_WIDTH
+
+
+def test_what_no_row_depends_on_stays_at_its_prior(monkeypatch):
+    monkeypatch.setattr(module, "FITTED", ("gemm_efficiency", "fp4_efficiency"))
+    rows = readings()
+    made = measured(rows, 0.8 * predicted(rows, lambda s: PRIOR))
+    fit = fit_serving(made, PRIOR, 0.5, lambda c, s: c)
+    assert fit.constants.fp4_efficiency == pytest.approx(PRIOR.fp4_efficiency, rel=1e-3)
+    assert fit.deviations["fp4_efficiency"] == pytest.approx(0.5, rel=0.01)
+
+
+def test_priors_lie_inside_their_bounds_and_so_do_other_generations():
+    for name in CONSTANT_NAMES:
+        low, high = bounds(name)
+        assert low < getattr(PRIOR, name) < high
+        for generation in GENERATION_FACTORS:
+            assert low <= getattr(for_generation(PRIOR, generation), name) <= high
+
+
+def calibration(family, **constants):
+    return ServingCalibration(
+        family=family, constants=replace(PRIOR, **constants), state="measured", rows=10
+    )
+
+
+def test_a_family_without_runs_borrows_kernels_from_its_gpu_and_host_from_its_engine():
+    known = {
+        c.family: c
+        for c in (
+            calibration("all"),
+            calibration("tensorrt-llm-blackwell", gemm_efficiency=0.6, step_s=4e-3),
+            calibration("vllm-hopper", gemm_efficiency=0.8, step_s=2e-3),
+        )
+    }
+    found = chosen(known, "vllm", "blackwell")
+    assert (found.constants.gemm_efficiency, found.constants.step_s) == (0.6, 2e-3)
+    assert found.state == "assumed"
+    assert found.borrowed_from == "tensorrt-llm-blackwell and vllm-hopper"
+    assert found.spread.tpot == pytest.approx(BORROWED_SPREAD * ServingSpread().tpot)
+    assert chosen(known, "vllm", "hopper") is known["vllm-hopper"]
+
+
+def test_without_any_relative_the_fit_to_everything_is_scaled_to_the_generation():
+    known = {"all": calibration("all", gemm_efficiency=0.8)}
+    found = chosen(known, "sglang", "blackwell").constants
+    assert found.gemm_efficiency == pytest.approx(
+        0.8 * GENERATION_FACTORS["blackwell"]["gemm_efficiency"]
+    )
+    assert asdict(chosen({}, "sglang", "hopper").constants) == asdict(PRIOR)
+
+
+def test_the_constants_of_the_engine_are_not_those_of_its_kernels():
+    assert set(ENGINE_NAMES) < set(CONSTANT_NAMES)
+    assert "gemm_efficiency" not in ENGINE_NAMES
+
+
+def test_a_profile_reads_back_as_it_was_written(tmp_path):
+    found = rounded(
+        replace(
+            calibration("vllm-hopper", gemm_efficiency=0.712345, step_s=1.23456e-3),
+            measured_names=("gemm_efficiency",),
+            source='a "quoted" source: ${x}',
+        )
+    )
+    fit = ServingFit(constants=found.constants, deviations={"gemm_efficiency": 0.05})
+    path = write_serving(
+        tmp_path, ServingProfile(calibration=found, fit=fit, models=("llama-3.1-8b",))
+    )
+    back = read_serving(path)
+    assert asdict(replace(back, source="")) == asdict(replace(found, source=""))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("constants: {gemm_efficiency: 7}", "outside its bounds"),
+        ("constants: {gem_efficiency: 0.7}", "did you mean 'gemm_efficiency'"),
+        ("wings: 2", "unknown key 'wings'"),
+    ],
+)
+def test_a_profile_that_is_wrong_is_refused_by_name(tmp_path, text, says):
+    path = tmp_path / "vllm-hopper.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(ProfileError, match="vllm-hopper") as caught:
+        read_serving(path)
+    assert says in str(caught.value)
+
+
+def test_the_spread_covers_nine_of_ten_left_out_figures():
+    rows = readings()
+    known = {"vllm-hopper": calibration("vllm-hopper")}
+    ours = predicted_with(known, rows)
+    rng = np.random.default_rng(0)
+    made = measured(rows, ours * np.exp(rng.normal(0, 0.3, len(rows))))
+    found = with_spread(known, made, ours)["vllm-hopper"]
+    assert 0.15 < found.spread.tpot < 0.6
