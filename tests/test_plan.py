@@ -541,6 +541,20 @@ OOM = {"n_oom": 2, "n_ran": 3, "false_fit_rate": 0.5, "false_oom_rate": 0.0, "br
 RANKING = {"groups": 2, "distinct_layouts": 9, "top1": 0.5, "top1_within_3pct": 0.5, "top3": 1.0}
 RANKING |= {"mean_regret": 0.01, "max_regret": 0.02, "spearman": 0.9}
 MACRO = {"groups": 2, "median_of_medians": 0.1, "mean_of_medians": 0.1, "within_15pct": 1.0}
+SERVING_ERRORS = {"ttft": ERROR, "tpot": ERROR, "throughput": ERROR}
+SERVING_ORDER = {
+    "groups": 2,
+    "top1": 0.5,
+    "top1_within_3pct": 1.0,
+    "mean_regret": 0.01,
+    "max_regret": 0.02,
+}
+SERVING_SCORES = {
+    **SERVING_ERRORS,
+    "ranking": SERVING_ORDER | {"by_metric": {"tpot": SERVING_ORDER}},
+    "load": {"ttft": "closed loop"},
+    **{f"by_{x}": {"name": SERVING_ERRORS} for x in ("model", "gpu", "backend", "precision")},
+}
 SCORES = {
     "files": ["runs.csv"],
     "rows": 10,
@@ -554,7 +568,7 @@ SCORES = {
     "macro": MACRO,
     "by_group": {"a": {"time": ERROR, "memory": MEMORY_ERROR, "oom": OOM, "ranking": RANKING}},
     "without_suspect": {"time": ERROR, "ranking": RANKING, "macro": MACRO},
-    "inference": {"ttft": ERROR, "tpot": ERROR, "throughput": ERROR},
+    "inference": SERVING_SCORES,
 }
 WORKER = {"role": "aggregated", "replicas": 4, "gpus": 8, "max_batch_size": 64}
 WORKER |= {"tensor_model_parallel_size": 8, "expert_model_parallel_size": None}
@@ -593,7 +607,7 @@ def test_every_key_of_the_schemas_is_in_the_contracts() -> None:
     words = set(re.findall(r"[A-Za-z0-9_]+", text))
     for name in ("search", "estimate", "validate", "infer"):
         keys = set(re.findall(r'"([a-z0-9_]+)": \{', schema_text(f"{name}.schema.json")))
-        keys -= {"properties", "items", "error", "entry", "worker"}
+        keys -= {"properties", "items", *schema(name).get("$defs", {})}
         assert keys - words == set(), name
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import DENSE, MOE, SMALL_CLUSTER
 
 from autoparallel.inference import backend, setting
 from autoparallel.inference.options import Demand, Limits
@@ -17,7 +18,6 @@ from autoparallel.inference.search import (
     short_list,
 )
 from autoparallel.inference.space import ServingSpace
-from tests.cases import DENSE, MOE, SMALL_CLUSTER
 
 SPACE = ServingSpace(max_batch_size=(1, 4, 16, 64), max_num_tokens=(2048,))
 DEMAND = Demand(input_tokens=1000, output_tokens=200, longest_tokens=1200)

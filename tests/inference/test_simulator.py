@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases import DENSE, SMALL_CLUSTER
 
 from autoparallel import catalog
 from autoparallel.inference import Instance, Load, backend, closed_loop, poisson, setting
 from autoparallel.inference.simulator import Arrivals, even_arrivals, simulate
-from tests.cases import DENSE, SMALL_CLUSTER
 
 LENGTHS = (1000, 200)
 INSTANCE = Instance(max_batch_size=32.0, max_num_tokens=2048.0)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases import DENSE, MOE, SMALL_CLUSTER
 
 from autoparallel import catalog
 from autoparallel.errors import ConfigError
 from autoparallel.inference import backend
 from autoparallel.inference.space import RULES, ServingSpace, held, replicas
-from tests.cases import DENSE, MOE, SMALL_CLUSTER
 
 SPACE = ServingSpace(max_batch_size=(1, 8, 64), max_num_tokens=(2048, 8192))
 
