@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,14 @@ class Plan:
     def write(self, directory: Path) -> Path:
         """Write `plan.json` into `directory`, atomically; returns its path."""
         return files.write_text(directory, PLAN_FILE, self.text())
+
+    @property
+    def figures(self) -> Any:
+        """Plotly figures of this plan, for a notebook: `plan.figures.breakdown()`.
+
+        The room that draws is above this one, so it is looked up when it is asked for.
+        """
+        return import_module("autoparallel.reporting.notebook").Figures(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row an entry; blocks become columns (`compute_s`, `weights_bytes`)."""

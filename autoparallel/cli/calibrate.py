@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from autoparallel.cli import common
+from autoparallel.cli.progress import Progress
 from autoparallel.cli.validate import FilesArgument, check_files
 from autoparallel.errors import bad_value
 
@@ -38,7 +38,7 @@ def calibrate_verb(
     """Fit the constants of the cost model to measured runs."""
     check_files(files)
     _make_folder(out)
-    progress = _Progress(shown=not quiet)
+    progress = Progress(shown=not quiet)
     answer = _answer(
         files,
         out,
@@ -66,31 +66,13 @@ def _make_folder(out: Path) -> None:
         raise bad_value("--out", str(out), "cannot be written to", "name another folder")
 
 
-class _Progress:
-    """What is going on, on stderr: one line written over, or many where it is no terminal."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
-        self._over = sys.stderr.isatty()
-
-    def __call__(self, text: str) -> None:
-        if self._shown:
-            line, end = (f"\r\x1b[K{text}", "") if self._over else (text, "\n")
-            print(line, end=end, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Clear the line."""
-        if self._shown and self._over:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def _answer(
     files: Sequence[Path],
     out: Path,
     *,
     config_dir: Path | None,
     profiles_dir: Path | None,
-    progress: _Progress,
+    progress: Progress,
     leave_one_out: bool,
     workers: int,
 ) -> dict[str, Any]:
@@ -118,7 +100,7 @@ def _trained(
     out: Path,
     config_dir: Path | None,
     profiles_dir: Path | None,
-    progress: _Progress,
+    progress: Progress,
     leave_one_out: bool,
     workers: int,
 ) -> dict[str, Any]:
@@ -141,7 +123,7 @@ def _served(
     out: Path,
     config_dir: Path | None,
     profiles_dir: Path | None,
-    progress: _Progress,
+    progress: Progress,
     leave_one_out: bool,
     workers: int,
 ) -> dict[str, Any]:

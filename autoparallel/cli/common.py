@@ -193,35 +193,10 @@ def is_override(word: str) -> bool:
 
 
 def first_line(request: TrainingRequest) -> str:
-    """What is asked and what was assumed: the first line of every answer.
+    """What is asked and what was assumed: the first line of every answer."""
+    from autoparallel.reporting.wording import asked
 
-    Defaults are marked with a star.
-    """
-    taken = {phrase.split()[0] for phrase in request.assumptions}
-    shown = {
-        "": f"{request.model.name} on {request.num_gpus} x {request.cluster.gpu.name}",
-        "cluster": request.cluster.name,
-        "framework": request.framework,
-        "precision": request.precision,
-        "global_batch_size": f"batch {request.global_batch_size}",
-        "seq_length": f"sequence {request.seq_length}",
-        "tokens": f"{amount(request.tokens)} tokens",
-        "flash": "flash attention",
-        "fp32": "fp32 gradients",
-        "space": f"space {request.space_name}",
-    }
-    words = [text + "*" * (key in taken) for key, text in shown.items()]
-    return ", ".join(words) + (" (* default)" if taken else "")
-
-
-def amount(value: float | None) -> str:
-    """A large count in thousands, millions, billions or trillions."""
-    if value is None:
-        return "unknown"
-    for size, word in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g}{word}"
-    return f"{value:.4g}"
+    return asked(request)
 
 
 def print_json(value: object) -> None:

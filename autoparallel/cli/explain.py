@@ -210,9 +210,9 @@ def _screen(
 
 def _prices(entry: PlanEntry, reasons: Reasons) -> list[screen.Line]:
     """Shadow prices, one line each."""
-    from autoparallel.cli.plan_view import time_text
     from autoparallel.ranking.reasons import word_changes
     from autoparallel.ranking.shadow import LEAST_GAIN, MORE
+    from autoparallel.reporting.wording import time_text
     from autoparallel.units import GIB
 
     lines: list[screen.Line] = []
@@ -240,8 +240,8 @@ def _prices(entry: PlanEntry, reasons: Reasons) -> list[screen.Line]:
 
 def _way(entry: PlanEntry, reasons: Reasons) -> list[screen.Line]:
     """The nearest layout that would win, when one change is not enough."""
-    from autoparallel.cli.plan_view import time_text
     from autoparallel.ranking.reasons import word_changes
+    from autoparallel.reporting.wording import time_text
 
     best = reasons.winning
     same = reasons.better is not None and best is not None and best.layout == reasons.better.layout

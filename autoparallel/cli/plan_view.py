@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
+from autoparallel.reporting import wording
+from autoparallel.reporting.wording import day_digits, part_name, time_scale, time_text
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated
     from autoparallel.plan import Estimate, Plan, PlanEntry
     from autoparallel.profiles import Calibration
-    from autoparallel.ranking import Setting
     from autoparallel.ranking.reasons import Bought, Change, Verdict
 
 SHOWN_RULES = 5
@@ -83,7 +84,7 @@ def _numbers(entries: Sequence[PlanEntry]) -> list[Column]:
         Column(head="5-95 %", cells=ranges),
         Column(head="tok/s/GPU", cells=[_of(e.tokens_per_s_per_gpu, 1, 0) for e in entries]),
         Column(head="MFU %", cells=[_of(e.model_flops_utilization, 100, 1) for e in entries]),
-        Column(head="days", cells=[_of(e.days, 1, _day_digits(entries[0].days)) for e in entries]),
+        Column(head="days", cells=[_of(e.days, 1, day_digits(entries[0].days)) for e in entries]),
         Column(head="GiB", cells=[_of(e.memory_bytes, 1 / GIB, 1) for e in entries]),
         Column(head="P(fits)", cells=[_of(e.fits_probability, 1, 2) for e in entries]),
         Column(head="P(best)", cells=[_of(e.best_probability, 1, 2) for e in entries]),
@@ -94,53 +95,11 @@ def _of(value: float | None, scale: float, digits: int) -> str:
     return "-" if value is None else f"{value * scale:,.{digits}f}"
 
 
-def _day_digits(days: float | None) -> int:
-    return 1 if days is None or days >= 1 else 3
-
-
-def time_scale(seconds: float) -> tuple[float, str, int]:
-    """Factor, unit and digits in which a step of this length reads well."""
-    scale, unit = (1.0, "s") if seconds >= 1 else (1e3, "ms")
-    value = seconds * scale
-    return scale, unit, 1 if value >= 100 else 2 if value >= 10 else 3
-
-
-def time_text(seconds: float) -> str:
-    """A time with its unit."""
-    scale, unit, digits = time_scale(seconds)
-    return f"{seconds * scale:.{digits}f} {unit}"
-
-
-SURE, UNSURE = 0.95, 0.9
-"""Chances to fit at which a layout counts as safe, and below which a safer one is named."""
-
-
 def decision(plan: Plan, equal: Sequence[bool], capacity_bytes: float) -> list[Line]:
     """What to take, in one sentence."""
-    winner, tied = plan.entries[0], sum(equal) - 1
-    low, high = winner.iteration_s_interval or (0.0, 0.0)
-    scale, unit, digits = time_scale(winner.iteration_s or 0.0)
-    span = f"{low * scale:.{digits - 1}f} to {high * scale:.{digits - 1}f}"
-    words = [
-        f"Take {firm(winner.layout)}: {time_text(winner.iteration_s or 0.0)} a step "
-        f"({span} {unit} with 90 %)",
-        f"{(winner.memory_bytes or 0) / GIB:.1f} of {capacity_bytes / GIB:.1f} GiB "
-        f"(fits with P {winner.fits_probability:.2f})",
-    ]
-    if winner.days is not None:
-        words.append(f"{winner.days:,.{_day_digits(winner.days)}f} days")
-    if winner.cost_usd is not None:
-        words.append(f"USD {winner.cost_usd:,.0f}")
-    text = ", ".join(words) + "."
-    if tied:
-        others = "1 other (=) cannot" if tied == 1 else f"{tied} others (=) cannot"
-        text += f" {others} be told from it: measure before choosing between them."
-    if (winner.fits_probability or 0.0) < UNSURE:
-        ties = (e for e, same in zip(plan.entries, equal, strict=True) if same)
-        safe = next((e for e in ties if (e.fits_probability or 0.0) >= SURE), None)
-        if safe is not None:
-            text += f" Of these number {safe.rank} is safer to fit (P {safe.fits_probability:.2f})."
-    return prose(text, "bold green")
+    text = wording.decision(plan, equal, capacity_bytes, mark="(=) ")
+    winner = str(plan.entries[0].layout)
+    return prose(text.replace(winner, firm(winner), 1), "bold green")
 
 
 def runner_up(plan: Plan) -> list[Line]:
@@ -185,11 +144,6 @@ def _changes(found: Sequence[Change], suffix: str, scale: float, digits: int) ->
 def _seen(found: Sequence[Change], scale: float, digits: int) -> list[Change]:
     """The changes that are not 0 at this many digits."""
     return [c for c in found if abs(c.amount * scale) >= 0.5 * 10**-digits]
-
-
-def part_name(part: str, suffix: str) -> str:
-    """A part without its unit: `tp comm`, `activations`."""
-    return part.removesuffix(suffix).replace("_", " ")
 
 
 def simulation(found: Simulated | None) -> list[Line]:
@@ -387,16 +341,3 @@ def helping(entry: PlanEntry, better: Verdict | None) -> list[Line]:
             f"fits with P {better.fits_probability:.2f}"
         )
     return prose(text + ".", "bold green" if better.fits else "")
-
-
-def tied(plan: Plan, where: Setting) -> list[bool]:
-    """Which entries cannot be told from the first."""
-    import numpy as np
-
-    from autoparallel.cost.step import StepTime
-    from autoparallel.ranking import sampled_times, ties
-
-    names = StepTime.__dataclass_fields__
-    columns = {n: np.array([(e.parts or {})[n] for e in plan.entries]) for n in names}
-    found = ties(sampled_times(StepTime(**columns), where.calibration.spread))
-    return [bool(x) for x in found]

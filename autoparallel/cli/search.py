@@ -50,6 +50,7 @@ def search_verb(
         Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
     ] = None,
     save_all: Annotated[bool, typer.Option("--save-all", help="Save every candidate.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
@@ -82,9 +83,11 @@ def search_verb(
     )
     if nodes is not None:
         request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
+    if report and json and out is None:
+        raise ConfigError("--report: --json without --out writes no file; add --out DIR")
     if every:
         request = _fastest_framework(request, quiet or json)
-    _answer(request, top=top, as_json=json, out=out, save_all=save_all, quiet=quiet)
+    _answer(request, top=top, as_json=json, out=out, save_all=save_all, report=report, quiet=quiet)
 
 
 EVERY_FRAMEWORK = "all"
@@ -128,6 +131,7 @@ def _answer(
     as_json: bool,
     out: Path | None,
     save_all: bool,
+    report: bool,
     quiet: bool,
 ) -> None:
     """Search, save the run, show the plan."""
@@ -138,6 +142,8 @@ def _answer(
     names, unsaved = [], None
     try:
         names = _saved(folder, plan, result, where, save_all) if folder else []
+        if report and folder and plan.entries:
+            names += _reported(folder, quiet)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:
@@ -166,9 +172,10 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
     """Everything there is to read about a plan with entries."""
     from autoparallel.cli import plan_view
     from autoparallel.ranking.reasons import bought
+    from autoparallel.reporting.wording import tied
 
     request, winner = where.request, plan.entries[0]
-    equal = plan_view.tied(plan, where)
+    equal = tied(plan, where)
     labels = [f"{entry.rank}{'=' * same}" for entry, same in zip(plan.entries, equal, strict=True)]
     labels[0] = str(winner.rank)
     entries, given = list(plan.entries), _baseline(request, result)
@@ -203,9 +210,9 @@ def _simulated(where: Setting, layout: Layout) -> Simulated | None:
 
 def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]:
     """What a smaller number of GPUs would do, where this one divides badly."""
-    from autoparallel.cli.plan_view import time_text
     from autoparallel.planning import solved
     from autoparallel.ranking.spare import better_with_fewer
+    from autoparallel.reporting.wording import time_text
 
     found = better_with_fewer(request, seconds, solved)
     if found is None:
@@ -248,6 +255,17 @@ def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: b
     return names
 
 
+def _reported(folder: Path, quiet: bool) -> list[str]:
+    """Write the report of a saved run; returns the names of its files."""
+    from autoparallel.cli.progress import Progress
+    from autoparallel.reporting.report import REPORT_FILE, read_report, write_report
+
+    progress = Progress(shown=not quiet)
+    written = write_report(read_report([folder], progress=progress), folder / REPORT_FILE)
+    progress.end()
+    return [path.name for path in written]
+
+
 def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[str]:
     """Files of the best layout that an exporter of the framework can write.
 
@@ -281,9 +299,9 @@ def _default_folder(request: TrainingRequest) -> Path:
 
 def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     """What stands in the way, with numbers, and the nearest request that has an answer."""
-    from autoparallel.cli.plan_view import part_name, time_text
     from autoparallel.planning import candidates_of, solved
     from autoparallel.ranking.rescue import first_working, shortfall
+    from autoparallel.reporting.wording import part_name, time_text
     from autoparallel.units import GIB
 
     request = where.request

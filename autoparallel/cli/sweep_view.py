@@ -26,7 +26,7 @@ def csv_text(results: Sequence[SweepResult]) -> str:
 
 def table(results: Sequence[SweepResult], best: Sequence[SweepResult]) -> list[Line]:
     """One line a case; what is the same in all of them is left out."""
-    from autoparallel.cli.plan_view import time_scale
+    from autoparallel.reporting.wording import time_scale
     from autoparallel.sweep import scaled
 
     efficiency = {item.id: item for item in reversed(scaled(results))}  # strong before weak

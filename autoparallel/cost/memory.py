@@ -146,6 +146,16 @@ def memory_of_stage(case: Case, position: str) -> Memory:
     return _of_stage(case, position, _shared(case))
 
 
+def memory_of_rank(case: Case, rank: int) -> Memory:
+    """Peak of pipeline rank `rank` of one layout: 0 holds the embedding, pp - 1 ends in the loss.
+
+    Ranks between them differ in how many micro-batches they keep alive.
+    """
+    last = int(np.max(case.knobs.pp)) - 1
+    position = "first" if rank == 0 else "last" if rank == last else "middle"
+    return _of_stage(case, position, _shared(case), float(rank))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Shared:
     """What every stage of a pipeline has in common: bytes of one layer, and of the head."""
@@ -164,11 +174,12 @@ def _shared(case: Case) -> _Shared:
     )
 
 
-def _of_stage(case: Case, position: str, shared: _Shared) -> Memory:
+def _of_stage(case: Case, position: str, shared: _Shared, rank: Num | None = None) -> Memory:
     k, c, stage = case.knobs, case.memory, _stage(case, position)
+    place = stage.position if rank is None else rank
     params = rank_parameters(case, stage.layers, stage.embeddings)
     weights, gradients, optimizer = static_bytes(case, params)
-    alive = in_flight(k.pp, k.vpp, k.micro_batches, k.group, k.schedule, stage.position)
+    alive = in_flight(k.pp, k.vpp, k.micro_batches, k.group, k.schedule, place)
     saved = shared.saved * stage.layers / k.vpp * alive
     if position == "first":
         saved = (

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoparallel.cli import plan_view, screen
+from autoparallel.cli import screen
 from autoparallel.cli.screen import PARTS, Column
+from autoparallel.reporting import wording
 
 ROOT = Path(__file__).parents[2]
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -114,4 +115,4 @@ def test_prose_never_breaks_a_layout(monkeypatch):
     [(123.456, "123.5 s"), (17.4321, "17.43 s"), (1.5, "1.500 s"), (0.05, "50.00 ms")],
 )
 def test_times_have_four_digits(seconds, text):
-    assert plan_view.time_text(seconds) == text
+    assert wording.time_text(seconds) == text
