@@ -2,7 +2,7 @@
 
 A file is data, never code: no tags, no aliases, no interpolation, no duplicate keys, a bound on
 size and depth. `Rule` says what one key may hold; whatever breaks a rule is a `CatalogError` that
-names the field, the value, the rule and what to try.
+names the field, the value, the rule and what to try. `PlainDumper` writes what reads back the same.
 """
 
 from __future__ import annotations
@@ -263,3 +263,24 @@ def text_list(values: Mapping[str, object], key: str, where: str) -> tuple[str, 
     if not isinstance(inner, list) or not all(isinstance(item, str) for item in inner):
         raise catalog_error(f"{where}.{key}", inner, "is not a list of texts")
     return tuple(inner)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Plain YAML without aliases; text is quoted unless it is a simple word."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an anchor."""
+        return True
+
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_.]+)*")
+_NOT_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+def _text_node(dumper: PlainDumper, text: str) -> yaml.ScalarNode:
+    simple = _WORD.fullmatch(text) and text.lower() not in _NOT_WORDS
+    style = None if simple else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+PlainDumper.add_representer(str, _text_node)

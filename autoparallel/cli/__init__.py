@@ -13,7 +13,16 @@ from typing import NoReturn
 
 import typer
 
-from autoparallel.cli import calibrate, catalog, estimate, explain, export, search, validate
+from autoparallel.cli import (
+    calibrate,
+    catalog,
+    estimate,
+    explain,
+    export,
+    regress,
+    search,
+    validate,
+)
 from autoparallel.cli.common import top_level
 from autoparallel.cli.outcome import exit_code_of
 
@@ -32,6 +41,7 @@ app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)
 app.command("export")(export.export_verb)
+app.add_typer(regress.app, name="regress")
 app.add_typer(catalog.app, name="catalog")
 
 

@@ -15,7 +15,7 @@ from autoparallel.errors import ConfigError, bad_value, nearest
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu, Link
 from autoparallel.model import Model, Training
-from autoparallel.strict_yaml import Rule, read_fields, read_yaml, refuse_code
+from autoparallel.strict_yaml import PlainDumper, Rule, read_fields, read_yaml, refuse_code
 
 OBJECTIVES = ("iteration_s", "cost_usd", "energy_kwh", "memory_bytes")
 """What the ranking makes small; the names are those of a plan's fields."""
@@ -119,7 +119,7 @@ class TrainingRequest:
     def write_yaml(self, path: Path) -> None:
         """Save as YAML, whole or not at all."""
         text = yaml.dump(
-            self.to_mapping(), Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True
+            self.to_mapping(), Dumper=PlainDumper, sort_keys=False, width=10_000, allow_unicode=True
         )
         write_text(path.parent, path.name, text)
 
@@ -262,24 +262,3 @@ def text_mapping(value: object, where: str) -> dict[str, str]:
         if isinstance(text, bool) or not isinstance(text, str | int | float):
             raise bad_value(f"{where}.{name}", text, "is not text", "quote it")
     return {name: _SCALARS["str"].read(where, str(text)) for name, text in value.items()}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Plain YAML without aliases; text is quoted unless it is a simple word."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Never write an anchor."""
-        return True
-
-
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_.]+)*")
-_NOT_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-
-
-def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    simple = _WORD.fullmatch(text) and text.lower() not in _NOT_WORDS
-    style = None if simple else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text_node)

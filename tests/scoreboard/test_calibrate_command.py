@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from runs import write_runs
 
 from autoparallel.cli import main
 from autoparallel.constants import Constants
@@ -15,7 +16,6 @@ from autoparallel.measured.cases import case, read
 from autoparallel.measured.rows import MeasuredRun
 from autoparallel.profiles import read_calibration
 from autoparallel.scoreboard import validate
-from runs import write_runs
 
 RUN = MeasuredRun(
     framework="torchtitan",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import write_runs
 
 from autoparallel.cli import main
 from autoparallel.errors import ProfileError
@@ -19,7 +20,6 @@ from autoparallel.scoreboard import Score, scored, text, validate
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.score import understood
 from autoparallel.units import GIB
-from runs import write_runs
 
 ROOT = Path(__file__).parents[2]
 RUN = MeasuredRun(
