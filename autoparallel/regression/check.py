@@ -46,7 +46,8 @@ class Finding:
         """Whether there is something to explain: a failure, or a change of a figure."""
         if self.failed or self.before is None or self.after is None:
             return self.failed
-        return abs(self.after - self.before) > NOTICED * abs(self.before)
+        unit = 1.0 if self.rule == "optimum" else abs(self.before)
+        return abs(self.after - self.before) > NOTICED * unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.files import read_text
 from autoparallel.measured.rows import REQUIRED, MeasuredRun, read_runs
 from autoparallel.regression.kinds import Kind
@@ -162,7 +162,7 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         raise bad_value("measured", str(path), "is empty", "write a header and a row a run")
     header = [name.strip() for name in rows[0]]
     if twice := [name for name in header if header.count(name) > 1]:
-        raise ConfigError(f"{path} line 1: the column {twice[0][:80]!r} stands twice")
+        raise ConfigError(f"{path} line 1: the column {shown(twice[0])} stands twice")
     return header, rows[1:]
 
 
@@ -181,7 +181,7 @@ def _of_rows(
     for name in header:
         if name not in figures and name not in _KEYS:
             hint = nearest(name[:80], [*figures, *_KEYS])
-            raise ConfigError(f"{path} line 1: unknown column {name[:80]!r}; {hint}")
+            raise ConfigError(f"{path} line 1: unknown column {shown(name)}; {hint}")
     by_run: dict[str, dict[str, list[float]]] = {}
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
@@ -204,7 +204,7 @@ def _number(where: str, cell: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise ConfigError(f"{where} {cell[:80]!r} is not a number") from None
+        raise ConfigError(f"{where} {shown(cell)} is not a number") from None
     if not 0 < value < 1e15:
-        raise ConfigError(f"{where} {cell[:80]!r} is not a finite number above 0")
+        raise ConfigError(f"{where} {shown(cell)} is not a finite number above 0")
     return value

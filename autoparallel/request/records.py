@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from autoparallel.catalog_schema import MODEL_RULES, TRAINING_RULES, check_model
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu, Link
 from autoparallel.model import Model, Training
@@ -214,7 +214,7 @@ def _record(kind: type, values: object, where: str) -> Any:
         raise bad_value(where, values, "is not a mapping", "indent its keys below it")
     known = {f.name: f for f in fields(kind)}
     if odd := [key for key in values if key not in known]:
-        raise ConfigError(f"{where}: unknown key {odd[0]!r}; {nearest(str(odd[0]), known)}")
+        raise ConfigError(f"{where}: unknown key {shown(odd[0])}; {nearest(str(odd[0]), known)}")
     if missing := [key for key in known if key not in values]:
         raise ConfigError(f"{where}.{missing[0]}: missing; add it")
     read = {
