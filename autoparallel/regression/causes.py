@@ -96,11 +96,12 @@ def _with(lock: Lock, today: Today, changes: Iterable[Change], layout: str = "")
 
 
 def _legal_causes(lock: Lock, today: Today, numbers: Sequence[Change]) -> list[Cause]:
-    return [
-        Cause(name=c.name, message=f"{c.text}: with the old value the pinned layout is legal")
-        for c in numbers
-        if _with(lock, today, [c]).legal
-    ][:NAMED]
+    """Numbers without which the pinned layout is legal: one alone, or only all together."""
+    alone = [c for c in numbers if _with(lock, today, [c]).legal]
+    text = "with the old value the pinned layout is legal"
+    if not alone and numbers and _with(lock, today, numbers).legal:
+        alone, text = list(numbers), "with all old values the pinned layout is legal"
+    return [Cause(name=c.name, message=f"{c.text}: {text}") for c in alone[:NAMED]]
 
 
 def _figure_causes(

@@ -67,7 +67,7 @@ def compared(
         ConfigError: too few runs for the test ever to speak.
     """
     after = median(new)
-    if not old:
+    if len(old) == 0:
         return _against_prediction(after, len(new), sign, interval, name)
     check_enough(len(old), len(new))
     before = median(old)

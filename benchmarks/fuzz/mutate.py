@@ -23,9 +23,11 @@ ODD: tuple[Any, ...] = (
     *("_target_", "!!python/object:os.system", "../../etc/passwd", "tp8", "tp0 mbs1", "=", "#"),
     *([], {}, [[]], [None], {"": None}, {"a": {"b": []}}, ["x"] * 50, [1e999]),
 )
-PIECES = (b"\0", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3", b'"', b",", b":", b"- ",
-          b"\t", b"{", b"[", b"}", b"&a ", b"*a", b"!!int ", b"<<: ", b"---\n", b"# ", b"1e400",
-          b"-0", b"NaN", b"Infinity", b"9" * 400, b"[" * 3000, b"{a: " * 300, b"\n\n", b"'")  # fmt: skip
+PIECES = (
+    *(b"\0", b"\r\n", b"\r", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3", b'"', b"'", b",", b":", b"- "),
+    *(b"\t", b"{", b"[", b"}", b"&a ", b"*a", b"!!int ", b"<<: ", b"---\n", b"# ", b"1e400", b"-0"),
+    *(b"NaN", b"Infinity", b"9" * 400, b"[" * 3000, b"{a: " * 300, b"\n\n"),
+)
 
 
 def mutated(data: bytes, form: str, rng: random.Random) -> bytes:
@@ -34,7 +36,7 @@ def mutated(data: bytes, form: str, rng: random.Random) -> bytes:
         return _bytes(data, rng)
     try:
         made = _FORMS[form](data.decode("utf-8"), rng)
-    except (ValueError, yaml.YAMLError, RecursionError, csv.Error, IndexError):
+    except (ValueError, OverflowError, yaml.YAMLError, RecursionError, csv.Error, IndexError):
         return _bytes(data, rng)
     out = made.encode("utf-8", "surrogatepass")
     return _bytes(out, rng) if rng.random() < 0.1 else out

@@ -65,6 +65,8 @@ def _one(name: str, inputs: int, seed: int) -> dict[str, object]:
     crash = re.findall(
         r"(BROKEN .*|Uncaught Python exception.*\n.*|ERROR: libFuzzer.*)", done.stderr
     )
+    if not crash and "DONE" not in done.stderr:
+        crash = done.stderr.splitlines()[-1:] or ["no output"]
     return {
         "reader": name,
         "inputs": found[-1][0] if found else 0,
