@@ -58,10 +58,9 @@ def steps_by_job(path: Path) -> dict[str, Times]:
 
 def noise_table(jobs: Mapping[str, Times]) -> list[str]:
     """What the runs are like, before anything is injected."""
-    lines = [
-        "| job | runs | steps a run | median step ms | 5-95 % of runs' medians ms | within a run |"
-    ]
-    lines.append("|---|--:|--:|--:|---|--:|")
+    heads = ("job", "runs", "steps a run", "median step ms", "5-95 % of runs' medians ms",
+             "median deviation within a run")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|--:|--:|--:|---|--:|"]
     for job, steps in jobs.items():
         medians = np.median(steps, axis=1)
         low, high = np.percentile(medians, [5, 95]) * 1e3
@@ -143,11 +142,11 @@ _HEAD = """\
     python benchmarks/repeated_steps.py --runs 75 --pause 20 --out benchmarks/measured/cpu_steps.csv
     python benchmarks/regression_rates.py > benchmarks/regression_rates_2026-11.md
 
-The noise is real: `measured/cpu_steps.csv` holds training steps of Megatron-Core 0.16.1 (torch 2.13,
-CPU, gloo; 4 layers, hidden 128, 4 heads, sequence 128, 4 micro-batches), every run in fresh processes,
-on a machine with 2 cores that other work shares all the time (load average 2 to 10, column
-`load_1min`). That is far noisier than a GPU cluster: read the rates as a bad case, not as a promise.
-Only the slow-down is injected, as a factor on the new runs.
+The noise is real: `measured/cpu_steps.csv` holds training steps of Megatron-Core 0.16.1 (torch
+2.13.0, CPU, gloo; 4 layers, hidden 128, 4 heads, sequence 128, 4 micro-batches), every run in fresh
+processes, on a machine with 2 cores that other work shares all the time (column `load_1min`). Equal
+runs differ by factors there, far more than on a GPU cluster: read the rates as a bad case, not as a
+promise. Only the slow-down is injected, as a factor on the new runs.
 
 The test fails a figure when the medians differ by more than {effect:.0%} and the one-sided
 Mann-Whitney test gives p <= {alpha}. The column `none` is the rate of false alarms, `+1%` and `+2%`
@@ -156,11 +155,13 @@ are below the least effect and should pass; {draws} draws a cell.
 _TAIL = """
 ## What follows
 
-- Steps of one run are not repetitions: neighbours, placement and clock are the same for all of them,
-  and two equal runs look different far more often than the test's level. That is why a file with a
-  `run` column counts each run once, and why the gate wants at least 5 runs on both sides.
-- Drift between pinning and checking is not noise that a test can know of. Where a machine is shared,
-  measure the pinned revision again beside the new one, in turns.
+- Steps of one run are not repetitions: neighbours, placement and clock are the same for all of
+  them, and two equal runs look different far more often than the test's level. That is why a file
+  with a `run` column counts each run once, and why the gate wants at least 5 runs on both sides.
+- With equal runs that differ by factors, a slow-down of 10 or 20 % is mostly missed: the gate keeps
+  quiet rather than cry wolf. More runs help; a quiet machine helps more.
+- Drift between pinning and checking is not noise that a test can know of. Where a machine is
+  shared, measure the pinned revision again beside the new one, in turns.
 """
 
 if __name__ == "__main__":
