@@ -339,13 +339,21 @@ def _load_collectives(path: Path) -> CollectiveTable:
     }
     return CollectiveTable(
         gpu=header["gpu"],
-        link_bytes_per_s=LINK_BYTES_PER_S[path.stem.removesuffix("-collectives")],
+        link_bytes_per_s=_link_bytes_per_s(header, path),
         log2_seconds=tables,
         first_size_log2=float(sizes[0][2:]),
         assumed_beyond_ranks=max(measured),
         nature=header["nature"],
         source=header["source"],
     )
+
+
+def _link_bytes_per_s(header: Mapping[str, str], path: Path) -> float:
+    """What the table says of its own link, else the datasheet's."""
+    if stated := header.get("link_bytes_per_s"):
+        return float(stated)
+    stem = path.stem.removesuffix("-collectives")
+    return _entry(LINK_BYTES_PER_S, stem, "link of a collective table")
 
 
 def _load_network(path: Path) -> NetworkTable:

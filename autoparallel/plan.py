@@ -149,6 +149,17 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Corrected:
+    """The prediction once trials have been seen: re-calibrated, then moved by what was measured."""
+
+    iteration_s: float
+    iteration_s_interval: tuple[float, float]
+    memory_bytes: float | None
+    fits_probability: float
+    best_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEntry:
     """One layout of the short list; predictions are null when the layout is not legal.
 
@@ -180,6 +191,7 @@ class PlanEntry:
     memory_parts: dict[str, float] | None
     origin: Origin | None = None
     measured: Measured | None = None
+    corrected: Corrected | None = None
 
     def __post_init__(self) -> None:
         """Hold the rule that parts add up to their total."""
@@ -346,6 +358,12 @@ _MEASURED: dict[str, check.Check] = {
     **dict.fromkeys(("outcome", "trial"), check.text),
     "versions": check.map_of(check.text),
 }
+_CORRECTED: dict[str, check.Check] = {
+    "iteration_s": check.number,
+    "iteration_s_interval": check.interval,
+    "memory_bytes": check.or_null(check.number),
+    **dict.fromkeys(("fits_probability", "best_probability"), check.fraction),
+}
 _ENTRY: dict[str, check.Check] = {
     "rank": check.or_null(check.count),
     "layout": _layout,
@@ -366,12 +384,13 @@ _ENTRY: dict[str, check.Check] = {
     "memory_parts": check.or_null(check.map_of(check.number, "_bytes")),
     "origin": check.or_null(check.built(Origin, _ORIGIN)),
     "measured": check.or_null(check.built(Measured, _MEASURED)),
+    "corrected": check.or_null(check.built(Corrected, _CORRECTED)),
 }
 
 
 def _entry(path: str, value: Any) -> PlanEntry:
     """A plan element; what follows from its layout string must agree with it."""
-    found = check.record(path, value, _ENTRY)
+    found = check.record(path, {"corrected": None} | check.mapping(path, value), _ENTRY)
     layout: Layout = found["layout"]
     derived = megatron_fields(layout, found["data_parallel_size"]) | {"framework": layout.framework}
     for name, expected in derived.items():

@@ -99,6 +99,31 @@ def count(path: str, value: Any) -> int:
     return value
 
 
+def flag(path: str, value: Any) -> bool:
+    """True or false; 0 and 1 are not."""
+    if not isinstance(value, bool):
+        raise wrong(path, value, "is not true or false")
+    return value
+
+
+def choice(*known: str) -> Check:
+    """One of the words `known`."""
+
+    def check(path: str, value: Any) -> str:
+        if text(path, value) not in known:
+            raise bad_value(path, value, "is not a choice", nearest(value, known))
+        return str(value)
+
+    return check
+
+
+def list_of(item: Check) -> Check:
+    """A list of `item`s, as a tuple."""
+    return lambda path, value: tuple(
+        item(f"{path}[{i}]", each) for i, each in enumerate(sequence(path, value))
+    )
+
+
 def text(path: str, value: Any) -> str:
     """A string."""
     if not isinstance(value, str):

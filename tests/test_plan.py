@@ -26,6 +26,7 @@ from autoparallel.layout import (
     Layout,
 )
 from autoparallel.plan import (
+    Corrected,
     Estimate,
     IllegalReason,
     Measured,
@@ -75,6 +76,13 @@ ENTRY = PlanEntry(
         outcome="ok",
         trial="t-0001",
         versions={"torch": "2.6"},
+    ),
+    corrected=Corrected(
+        iteration_s=10.0,
+        iteration_s_interval=(9.9, 10.2),
+        memory_bytes=4.0e10,
+        fits_probability=1.0,
+        best_probability=0.8,
     ),
 )
 PLAN = Plan(
@@ -515,6 +523,14 @@ def test_plan_and_estimate_follow_their_schemas() -> None:
     assert check(replace(PLAN, entries=(unknown,)).to_json(), schema("search")) == []
 
 
+def test_a_plan_without_corrected_blocks_reads_as_null(tmp_path: Path) -> None:
+    data = PLAN.to_json()
+    for entry in data["plan"]:
+        del entry["corrected"]
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert load_plan(tmp_path).entries[0].corrected is None
+
+
 def test_schemas_require_exactly_what_is_written() -> None:
     search = schema("search")
     assert search["required"] == list(search["properties"]) == list(PLAN.to_json())
@@ -523,6 +539,7 @@ def test_schemas_require_exactly_what_is_written() -> None:
         "provenance": PLAN.to_json()["provenance"],
         "origin": ENTRY.to_json()["origin"],
         "measured": ENTRY.to_json()["measured"],
+        "corrected": ENTRY.to_json()["corrected"],
     }.items():
         part = search["$defs"][name]
         assert part["required"] == list(part["properties"]) == list(written), name

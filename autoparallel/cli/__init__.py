@@ -16,9 +16,12 @@ import typer
 from autoparallel.cli import (
     calibrate,
     catalog,
+    discover,
     estimate,
     explain,
     export,
+    measure_ops,
+    profile,
     regress,
     search,
     validate,
@@ -40,7 +43,10 @@ app.command("estimate")(estimate.estimate_verb)
 app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)
+app.command("profile")(profile.profile_verb)
 app.command("export")(export.export_verb)
+app.command("measure-ops")(measure_ops.measure_ops_verb)
+app.command("discover")(discover.discover_verb)
 app.add_typer(regress.app, name="regress")
 app.add_typer(catalog.app, name="catalog")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -96,6 +96,17 @@ class MeasuredRun:
 
 _TYPES: Mapping[str, Any] = get_type_hints(MeasuredRun)
 COLUMNS = tuple(f.name for f in fields(MeasuredRun))
+
+
+def runs_text(runs: Iterable[MeasuredRun]) -> str:
+    """`runs` as the CSV that `read_runs` reads, unknown values empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        cells = {name: getattr(run, name) for name in COLUMNS}
+        writer.writerow({name: "" if cell is None else cell for name, cell in cells.items()})
+    return stream.getvalue()
 
 
 def read_runs(path: str | Path) -> list[MeasuredRun]:

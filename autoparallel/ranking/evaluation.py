@@ -107,7 +107,8 @@ def setting(request: TrainingRequest) -> Setting:
     found = calibration(record.constants, generation, own)
     if own is not shipped and not found.rows:
         found = calibration(record.constants, generation, shipped)
-    return Setting(request=request, framework=record, calibration=found, folder=shipped)
+    measured = own if (own / "operators" / "index.csv").is_file() else shipped
+    return Setting(request=request, framework=record, calibration=found, folder=measured)
 
 
 def cost_model(where: Setting) -> Evaluate:

@@ -1,0 +1,322 @@
+"""The loop: ask the study, run the jobs, write the trial down, tell the study."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autoparallel.campaign.candidates import beliefs, candidate, entries
+from autoparallel.campaign.modes import Mode, combined, jobs_of
+from autoparallel.errors import ConfigError
+from autoparallel.layout import Layout
+from autoparallel.plan import Plan, PlanEntry
+from autoparallel.profiling.job import Job, Result
+from autoparallel.profiling.launcher import Launcher, Progress, Watch, run_trial
+from autoparallel.profiling.store import FOLDER, Store, Trial
+from autoparallel.profiling.study import Pick, Study
+from autoparallel.profiling.worker import limits
+from autoparallel.ranking import setting
+from autoparallel.request import TrainingRequest
+
+STUDY_FILE = "study.db"
+LOST_IN_A_ROW = 3
+"""Crashes without a single step, one after another, from which the machinery is to blame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a campaign is run.
+
+    Attributes:
+        top: Layouts to measure.
+        budget_s: Wall time for all trials.
+        mode: `job`, `proxy` or `rank`, with the room for a proxy.
+        base: Device, implementation, steps and time limits of every job; its model and layout are
+            replaced.
+        storage: Optuna's, as a URL; empty for a file in the run directory.
+        warm_start: Run directories whose trials may be reused.
+        prepare: Last change to a job, such as making it the user's own command.
+    """
+
+    top: int
+    budget_s: float
+    mode: Mode
+    base: Job
+    storage: str = ""
+    warm_start: tuple[Path, ...] = ()
+    prepare: Callable[[Job], Job] = lambda job: job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What a spectator of a campaign sees.
+
+    Attributes:
+        kind: `start`, `step` or `end` of a trial.
+        done, top: Layouts measured so far, and asked for.
+        step, steps: Of the running trial.
+        best: The fastest layout so far, and its step time.
+        result: Of the trial that ended.
+    """
+
+    kind: str
+    layout: Layout
+    done: int
+    top: int
+    step: int = 0
+    steps: int = 0
+    best: tuple[Layout, float] | None = None
+    left_s: float = 0.0
+    result: Result | None = None
+    reused: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a campaign has found, whether it came to its end or not.
+
+    Attributes:
+        found: Candidates, with their predictions of before.
+        study: What was measured of them, and what is believed now.
+        jobs: Candidate -> the jobs that stood for it.
+        reason: Why it ended.
+        damaged: Lines of the journal that could not be read.
+    """
+
+    found: tuple[PlanEntry, ...]
+    study: Study
+    jobs: dict[int, tuple[Job, ...]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    reason: str = ""
+    damaged: int = 0
+
+
+class Campaign:
+    """The trials of one run directory.
+
+    Args:
+        run: The run directory.
+        plan: Its plan.
+        request: The plan's request.
+        settings: How to run.
+        launcher: Where to run.
+        seen: Told what goes on.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        plan: Plan,
+        request: TrainingRequest,
+        settings: Settings,
+        launcher: Launcher,
+        seen: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._launcher = launcher
+        self._seen = seen
+        self._store = Store(run)
+        known = self._known()
+        found = entries(plan, request, self._runs, sorted({t.job.layout for t in known}, key=str))
+        self._deadline = time.monotonic() + settings.budget_s
+        self.outcome = Outcome(
+            found=found,
+            study=self._study(run, found),
+            damaged=self._store.damaged,
+        )
+        self._recall(known)
+
+    def run(self) -> Outcome:
+        """Run trials until there is enough; an interrupt leaves `outcome` as it stands."""
+        study, outcome, lost = self.outcome.study, self.outcome, 0
+        while True:
+            if time.monotonic() >= self._deadline:
+                outcome.reason = f"the budget of {self._settings.budget_s:g} s is spent"
+                return outcome
+            pick = study.ask()
+            if pick is None:
+                outcome.reason = study.reason
+                return outcome
+            result = self._try(pick)
+            lost = lost + 1 if result.outcome == "crash" and not result.step_s else 0
+            if lost == LOST_IN_A_ROW:
+                outcome.reason = f"{lost} trials in a row crashed before their first step"
+                return outcome
+
+    def _try(self, pick: Pick) -> Result:
+        """Run one candidate, recorded before the study hears of it."""
+        study, entry = self.outcome.study, self.outcome.found[pick.candidate]
+        self._tell("start", pick)
+        jobs: tuple[Job, ...] = ()
+        try:
+            try:
+                jobs = self._jobs(entry, pick.steps)
+            except ConfigError as error:
+                whole = _invalid(error)
+            else:
+                whole = self._whole(entry, jobs, [self._run(pick, job) for job in jobs])
+        except BaseException:
+            study.give_up(pick)
+            raise
+        study.tell(pick, whole)
+        self.outcome.jobs[pick.candidate] = jobs
+        self._tell("end", pick, result=whole)
+        return whole
+
+    def _whole(self, entry: PlanEntry, jobs: Sequence[Job], results: Sequence[Result]) -> Result:
+        try:
+            return combined(self._request, entry, jobs, results)
+        except ConfigError as error:
+            return _invalid(error)
+
+    def _run(self, pick: Pick, job: Job) -> Result:
+        """One job: the journal's answer, or a trial that is written into it."""
+        if known := self._store.find(job):
+            return known
+        left = max(self._deadline - time.monotonic(), 1.0)
+        job = replace(job, timeout_s=min(job.timeout_s, left + self._settings.base.timeout_s))
+        result = run_trial(
+            self._launcher, job, self._store.trial_folder(job), watch=self._watch(pick)
+        )
+        self._store.append(job, result)
+        self.outcome.trials.append(Trial(job=job, result=result))
+        return result
+
+    def _watch(self, pick: Pick) -> Watch:
+        """Show every step; end a beaten trial, and one that has outlived the budget."""
+        beaten, shown = self.outcome.study.watch(pick), -1
+
+        def watch(progress: Progress) -> bool:
+            nonlocal shown
+            if len(progress.step_s) != shown:
+                shown = len(progress.step_s)
+                self._tell("step", pick, step=shown)
+            over = time.monotonic() > self._deadline
+            return beaten(progress) or over
+
+        return watch
+
+    def _jobs(self, entry: PlanEntry, steps: int) -> tuple[Job, ...]:
+        base = replace(self._settings.base, steps=steps)
+        found = jobs_of(self._request, base, entry, self._settings.mode)
+        return tuple(self._settings.prepare(job) for job in found)
+
+    def _runs(self, layout: Layout) -> bool:
+        """Whether the built-in worker takes a layout; a user's own command takes any."""
+        base, request = self._settings.base, self._request
+        if base.command:
+            return True
+        impl = base.impl if base.impl != "auto" else ("local" if base.device == "cpu" else "sdpa")
+        with contextlib.suppress(ConfigError):
+            job = replace(
+                base,
+                model=request.model,
+                layout=layout,
+                num_gpus=request.num_gpus,
+                global_batch_size=request.global_batch_size,
+                seq_length=request.seq_length,
+            )
+            limits.refuse(job, cuda=base.device != "cpu", impl=impl)
+            return True
+        return False
+
+    def _known(self) -> list[Trial]:
+        """Trials of this directory and of those it starts from."""
+        found = self._store.trials()
+        for run in self._settings.warm_start:
+            if not (run / FOLDER).is_dir():
+                raise ConfigError(f"--warm-start: {str(run)!r} has no trials/; give a profiled run")
+            found += Store(run).trials()
+        return found
+
+    def _recall(self, known: Sequence[Trial]) -> None:
+        """Let the study learn what earlier runs measured of its candidates."""
+        by_subject: dict[str, list[Trial]] = {}
+        for trial in known:
+            by_subject.setdefault(trial.job.subject, []).append(trial)
+        for index, entry in enumerate(self.outcome.found):
+            with contextlib.suppress(ConfigError):
+                jobs = self._jobs(entry, 1)
+                found = [by_subject.get(job.subject, []) for job in jobs]
+                if all(found):
+                    newest = [max(f, key=lambda t: len(t.result.step_s)) for f in found]
+                    self._learn(index, newest)
+
+    def _learn(self, index: int, trials: Sequence[Trial]) -> None:
+        """Take earlier trials of one candidate; a crash is worth another try."""
+        results = [trial.result for trial in trials]
+        if any(r.outcome in ("crash", "timeout") for r in results):
+            return
+        jobs = tuple(trial.job for trial in trials)
+        whole = combined(self._request, self.outcome.found[index], jobs, results)
+        self.outcome.study.learn(index, whole)
+        self.outcome.jobs[index] = jobs
+        self.outcome.trials += trials
+
+    def _study(self, run: Path, found: Sequence[PlanEntry]) -> Study:
+        spread = setting(self._request).calibration.spread
+        believed = beliefs(found, spread)
+        name = _study_name(self._request, self._settings)
+        path = self._store.folder / STUDY_FILE
+        storage = self._settings.storage or f"sqlite:///{path.resolve()}"
+
+        def made() -> Study:
+            return Study(
+                [candidate(entry) for entry in found],
+                believed,
+                storage=storage,
+                name=name,
+                top=self._settings.top,
+                steps=self._settings.base.steps,
+            )
+
+        try:
+            return made()
+        except Exception as error:
+            if self._settings.storage:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ConfigError(
+                    f"--storage: {self._settings.storage!r} cannot be used ({reason})"
+                ) from error
+            path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
+            return made()
+
+    def _tell(self, kind: str, pick: Pick, *, step: int = 0, result: Result | None = None) -> None:
+        study = self.outcome.study
+        best = study.best()
+        self._seen(
+            Event(
+                kind=kind,
+                layout=study.candidates[pick.candidate].layout,
+                done=len(study.seen.measured),
+                top=self._settings.top,
+                step=step,
+                steps=pick.steps,
+                best=None if best is None else (study.candidates[best].layout, _seconds(study)),
+                left_s=max(self._deadline - time.monotonic(), 0.0),
+                result=result,
+            )
+        )
+
+
+def _seconds(study: Study) -> float:
+    best = study.best()
+    return 0.0 if best is None else study.seen.measured[best].iteration_s or 0.0
+
+
+def _invalid(error: ConfigError) -> Result:
+    return Result(trial="", outcome="invalid", message=str(error))
+
+
+def _study_name(request: TrainingRequest, settings: Settings) -> str:
+    """One study a question: trials on a CPU and on GPUs are never mixed."""
+    base = settings.base
+    asked = [request.to_mapping(), settings.mode.name, base.device, base.impl, list(base.command)]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{request.model.name}-{request.num_gpus}-{digest}"

@@ -1,0 +1,85 @@
+"""Where trials run: the launcher that `profile` and `measure-ops` are told to use."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from autoparallel.errors import bad_value, nearest
+
+if TYPE_CHECKING:
+    from autoparallel.profiling.launcher import Launcher
+    from autoparallel.request import Site
+
+LAUNCHERS = ("ray", "subprocess", "slurm", "kubernetes")
+
+
+def launcher(
+    name: str,
+    *,
+    site: Site,
+    gpus_per_node: int,
+    ray_address: str = "",
+    cuda: bool = False,
+    ranks: int = 1,
+    command: bool = False,
+) -> Launcher:
+    """A launcher by its name.
+
+    Args:
+        name: One of `LAUNCHERS`.
+        site: What the place needs: image, mounts, partition, namespace.
+        gpus_per_node: Ranks that share a node.
+        ray_address: A Ray cluster; empty starts a local one, or joins the one this process runs in.
+        cuda: Whether ranks take GPUs.
+        ranks: The most ranks a trial has.
+        command: Whether jobs are the user's own command.
+
+    Raises:
+        ConfigError: unknown, not installed, or not able to run a command.
+    """
+    if name not in LAUNCHERS:
+        raise bad_value("--launcher", name, "is not a launcher", nearest(name, LAUNCHERS))
+    if ray_address and name != "ray":
+        raise bad_value("--ray-address", ray_address, f"does not go with --launcher {name}")
+    if name == "ray" and command:
+        rule = "starts one rank an actor, and a command starts its ranks itself"
+        raise bad_value("--launcher", name, rule, "use --launcher subprocess, slurm or kubernetes")
+    if name == "ray":
+        return _ray(ray_address, cuda, ranks)
+    if name == "slurm":
+        return _slurm(site, gpus_per_node, cuda)
+    if name == "kubernetes":
+        return _kubernetes(site, gpus_per_node, cuda)
+    return _local(command)
+
+
+def _ray(address: str, cuda: bool, ranks: int) -> Launcher:
+    from autoparallel.profiling.ray_launcher import RayLauncher
+
+    inside = "auto" if os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_ADDRESS") else ""
+    return RayLauncher(address=address or inside, gpus=cuda, ranks=ranks)
+
+
+def _local(command: bool) -> Launcher:
+    if command:
+        from autoparallel.profiling.command import CommandLauncher
+
+        return CommandLauncher()
+    from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
+
+    return SubprocessLauncher()
+
+
+def _slurm(site: Site, gpus_per_node: int, cuda: bool) -> Launcher:
+    from autoparallel.profiling.slurm import SlurmLauncher
+    from autoparallel.profiling.slurm_script import Place
+
+    return SlurmLauncher(place=Place(site=site, gpus_per_node=gpus_per_node, gpus=cuda))
+
+
+def _kubernetes(site: Site, gpus_per_node: int, cuda: bool) -> Launcher:
+    from autoparallel.profiling.kubernetes import KubernetesLauncher
+    from autoparallel.profiling.slurm_script import Place
+
+    return KubernetesLauncher(place=Place(site=site, gpus_per_node=gpus_per_node, gpus=cuda))

@@ -1,0 +1,73 @@
+"""`autoparallel measure-ops`: operator tables of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoparallel.cli import common
+
+
+def measure_ops_verb(
+    out: Annotated[
+        Path, typer.Option("--out", help="Profiles folder to write, or to go on with.")
+    ] = Path("my-profiles"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="GPU of the catalog, or a file [by its name].", metavar="NAME"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="stream, gemm, attention, experts or collectives [all]."),
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", help="Largest group of collectives [all GPUs; 2 on a CPU]."),
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A small grid, to try it out.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Stop after this; run again to go on.", metavar="8m"),
+    ] = None,
+    config_dir: common.ConfigDirFlag = None,
+    json: common.JsonFlag = False,
+    quiet: common.QuietFlag = False,
+) -> None:
+    """Measure matrix products, attention, memory and collectives here, as operator tables."""
+    from dataclasses import asdict
+
+    from autoparallel.cli.outcome import complain
+    from autoparallel.profiling.operators import KINDS, measure
+
+    found = measure(
+        out,
+        device=device,
+        gpu=gpu,
+        tiny=tiny,
+        kinds=tuple(only) if only else KINDS,
+        ranks=ranks,
+        budget_s=_seconds(budget) if budget else float("inf"),
+        progress=lambda text: None if quiet or json else complain(text),
+        config_dir=config_dir,
+    )
+    if json:
+        common.print_json({**asdict(found), "folder": str(found.folder)})
+    elif found.left:
+        typer.echo(f"{found.taken} samples taken, {found.left} to go; run it again to go on")
+    else:
+        files = ", ".join(found.files)
+        typer.echo(f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {out}")
+
+
+def _seconds(budget: str) -> float:
+    """`90s`, `8m` or `1h`."""
+    from autoparallel.errors import bad_value
+
+    number, unit = budget[:-1], budget[-1:]
+    scale = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(unit)
+    if scale is None or not number.isdecimal() or not int(number):
+        raise bad_value("--budget", budget, "is not a time", "write 90s, 8m or 1h")
+    return int(number) * scale

@@ -1,0 +1,336 @@
+"""Ranks as Ray actors in a placement group: one rank an actor, one trial a group.
+
+Actors are made for one trial and killed with it, because megatron-core keeps its groups in globals.
+They bring the worker's files along (`parcel`), so the nodes of a cluster need torch and
+megatron-core but not this package. Where driver and node share the trial's folder, ranks write into
+it; elsewhere rank 0 is asked for its steps and every rank for its end.
+
+A local Ray has no dashboard, a small object store, a temporary folder of its own, and sends no
+usage statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoparallel.errors import ConfigError, bad_value
+from autoparallel.profiling.job import Job, Result
+from autoparallel.profiling.launcher import Progress
+from autoparallel.profiling.parcel import worker_files
+from autoparallel.profiling.rank_end import STEPS_FILE, end_file, log_file
+from autoparallel.profiling.ranks import (
+    folder_result,
+    rank_environment,
+    start_folder,
+    streamed_steps,
+)
+
+OBJECT_STORE_BYTES = 80 * 2**20
+_LOOK_S = 1.0
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    job: Job
+    folder: Path
+    group: Any
+    placed: Any
+    actors: list[Any] = field(default_factory=list)
+    address: Any = None
+    runs: dict[Any, int] = field(default_factory=dict)
+    look: Any = None
+    looked_at: float = 0.0
+    lost: dict[int, tuple[str, str]] = field(default_factory=dict)
+    ended: bool = False
+
+
+class RayLauncher:
+    """Runs jobs on Ray.
+
+    Args:
+        address: A cluster's address, or `auto`; empty starts a local Ray that ends with `close`.
+        gpus: Whether a rank takes a GPU.
+        ranks: The most ranks a trial has; a local Ray has room for them.
+    """
+
+    name = "ray"
+
+    def __init__(self, *, address: str = "", gpus: bool = False, ranks: int = 1) -> None:
+        self._ray = _imported()
+        self._gpus = gpus
+        self._temporary: Path | None = None
+        self._running: dict[str, _Running] = {}
+        self._actor = _rank_actor(self._ray)
+        self._code = worker_files()
+        if address:
+            self._connect(address)
+        else:
+            self._start_local(max(ranks, os.cpu_count() or 1))
+
+    def submit(self, job: Job, folder: Path) -> str:
+        """Ask for a place for every rank; the ticket is the trial's folder."""
+        self._check_room(job)
+        start_folder(job, folder)
+        bundle = {"CPU": 1.0, **({"GPU": 1.0} if self._gpus else {})}
+        group = self._ray.util.placement_group([bundle] * job.processes, strategy="PACK")
+        self._running[str(folder)] = _Running(
+            job=job, folder=folder.resolve(), group=group, placed=group.ready()
+        )
+        return str(folder)
+
+    def poll(self, ticket: str) -> Progress:
+        """Look; the first rank that failed ends the others."""
+        running = self._running[ticket]
+        if not running.ended:
+            try:
+                self._advance(running)
+            except self._ray.exceptions.RayError as error:
+                running.lost.setdefault(0, self._reason(error))
+                self._end(running)
+        state = "done" if running.ended else "running" if running.runs else "waiting"
+        return Progress(state=state, step_s=streamed_steps(running.folder))
+
+    def collect(self, ticket: str) -> Result:
+        """What the ranks have said or left."""
+        running = self._running[ticket]
+        return folder_result(running.job, running.folder, running.lost)
+
+    def cancel(self, ticket: str) -> None:
+        """Kill every actor and give its place back."""
+        self._end(self._running[ticket])
+
+    def _end(self, running: _Running) -> None:
+        if running.ended:
+            return
+        running.ended = True
+        for actor in running.actors:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor, no_restart=True)
+        with contextlib.suppress(Exception):
+            self._ray.util.remove_placement_group(running.group)
+        for parcel in running.folder.glob(".worker-*"):
+            shutil.rmtree(parcel, ignore_errors=True)
+
+    def close(self) -> None:
+        """End whatever still runs, and the local Ray with its files."""
+        for ticket in self._running:
+            self.cancel(ticket)
+        with contextlib.suppress(Exception):
+            self._ray.shutdown()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _connect(self, address: str) -> None:
+        try:
+            self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            rule = f"cannot be reached ({reason})"
+            hint = "start one with `ray start --head`, or leave it out"
+            raise bad_value("--ray-address", address, rule, hint) from error
+
+    def _start_local(self, cpus: int) -> None:
+        self._temporary = Path(tempfile.mkdtemp(prefix="ap-ray-"))
+        # RAY_ADDRESS would send a local start to another cluster.
+        kept = os.environ.pop("RAY_ADDRESS", None)
+        try:
+            self._ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(self._temporary),
+            )
+        finally:
+            if kept is not None:
+                os.environ["RAY_ADDRESS"] = kept
+
+    def _check_room(self, job: Job) -> None:
+        """A placement group larger than the cluster would wait forever."""
+        total = self._ray.cluster_resources()
+        for name in ("GPU", "CPU") if self._gpus else ("CPU",):
+            if total.get(name, 0.0) < job.processes:
+                rule = f"is more than the {total.get(name, 0.0):g} {name}s of this Ray"
+                raise bad_value("processes", job.processes, rule, "use --mode proxy or rank")
+
+    def _advance(self, running: _Running) -> None:
+        """One step further: placed, then addressed, then running, then ended."""
+        if not running.actors:
+            if self._ready(running.placed):
+                self._ray.get(running.placed)
+                self._make_actors(running)
+        elif not running.runs:
+            if self._ready(running.address):
+                self._start_ranks(running, self._ray.get(running.address))
+        else:
+            self._look(running)
+            self._settle(running)
+
+    def _ready(self, reference: Any) -> bool:
+        return bool(self._ray.wait([reference], timeout=0)[0])
+
+    def _make_actors(self, running: _Running) -> None:
+        strategy = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        environment = dict(running.job.environment)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpus else 0}
+        if environment:
+            options["runtime_env"] = {"env_vars": environment}
+        for bundle in range(running.job.processes):
+            place = strategy(running.group, placement_group_bundle_index=bundle)
+            actor = self._actor.options(scheduling_strategy=place, **options).remote()
+            running.actors.append(actor)
+        running.address = running.actors[0].address.remote()
+
+    def _start_ranks(self, running: _Running, address: tuple[str, int]) -> None:
+        for rank, actor in enumerate(running.actors):
+            environment = rank_environment(running.job, rank, address)
+            log = log_file(rank)
+            text = running.job.text()
+            reference = actor.run.remote(self._code, text, environment, str(running.folder), log)
+            running.runs[reference] = rank
+
+    def _look(self, running: _Running) -> None:
+        """Where the folder is not shared, fetch rank 0's steps now and then."""
+        now = time.monotonic()
+        if running.look is not None and self._ready(running.look):
+            if steps := self._ray.get(running.look):
+                (running.folder / STEPS_FILE).write_text(steps, encoding="utf-8")
+            running.look = None
+        elif running.look is None and now - running.looked_at > _LOOK_S:
+            running.looked_at = now
+            running.look = running.actors[0].steps.remote()
+
+    def _settle(self, running: _Running) -> None:
+        """Take the ends that have come; a failed one ends all."""
+        ready, _ = self._ray.wait(list(running.runs), num_returns=len(running.runs), timeout=0)
+        failed = False
+        for reference in ready:
+            rank = running.runs[reference]
+            try:
+                ok = self._keep(running, rank, self._ray.get(reference))
+            except self._ray.exceptions.RayError as error:
+                ok = False
+                running.lost.setdefault(rank, self._reason(error))
+            failed = failed or not ok
+        if failed or len(ready) == len(running.runs):
+            self._end(running)
+
+    def _keep(self, running: _Running, rank: int, ended: Mapping[str, str]) -> bool:
+        """Write what a rank on another machine left; whether it went well."""
+        target = running.folder / end_file(rank)
+        if not target.exists():
+            target.write_text(ended["end"], encoding="utf-8")
+            (running.folder / log_file(rank)).write_text(ended["log"], encoding="utf-8")
+            if ended["steps"]:
+                (running.folder / STEPS_FILE).write_text(ended["steps"], encoding="utf-8")
+        return ended["outcome"] == "ok"
+
+    def _reason(self, error: Exception) -> tuple[str, str]:
+        """Outcome and words for a rank that Ray lost."""
+        exceptions = self._ray.exceptions
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = f"{type(error).__name__}: {' '.join(lines)[:400]}"
+        memory = isinstance(error, exceptions.OutOfMemoryError) or "OOM" in text
+        return ("out_of_memory" if memory else "crash"), text
+
+
+def _imported() -> Any:
+    """Ray, told to be quiet before it is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        hint = "pip install 'autoparallel-planner[profile]', or use --launcher subprocess"
+        raise ConfigError(f"--launcher: 'ray' needs Ray ({error}); {hint}") from error
+    return ray
+
+
+def _rank_actor(ray: Any) -> Any:
+    """The actor class. Made in a function, so that Ray sends it by value to nodes without us."""
+
+    class Rank:
+        """One rank: unpacks the worker, runs it, and answers questions meanwhile."""
+
+        def __init__(self) -> None:
+            self.folder = ""
+
+        def address(self) -> tuple[str, int]:
+            """Where the ranks of this trial meet: this node and a port free on it."""
+            import socket
+
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+        @ray.method(concurrency_group="look")  # type: ignore[untyped-decorator]
+        def steps(self) -> str:
+            """The steps so far, where only this node can read them."""
+            import pathlib
+
+            file = pathlib.Path(self.folder, "steps.jsonl")
+            return file.read_text(encoding="utf-8") if self.folder and file.exists() else ""
+
+        def run(
+            self,
+            code: dict[str, bytes],
+            job: str,
+            environment: dict[str, str],
+            folder: str,
+            log: str,
+        ) -> dict[str, str]:
+            """Train; returns how it ended with the end of its log."""
+            import os
+            import pathlib
+            import shutil
+            import sys
+            import tempfile
+
+            given = pathlib.Path(folder)
+            shared = (given / "job.json").is_file() and (given / "job.json").read_text() == job
+            base = str(given) if shared else None
+            parcel = pathlib.Path(tempfile.mkdtemp(prefix=".worker-", dir=base))
+            place = given if shared else parcel
+            self.folder = "" if shared else str(parcel)
+            try:
+                for name, content in code.items():
+                    (parcel / name).parent.mkdir(parents=True, exist_ok=True)
+                    (parcel / name).write_bytes(content)
+                (place / "job.json").write_text(job)
+                os.environ.update(environment)
+                sys.path.insert(0, str(parcel))
+                for name in [n for n in sys.modules if n.split(".")[0] == "autoparallel"]:
+                    del sys.modules[name]
+                descriptor = os.open(place / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
+                from autoparallel.profiling.worker.rank import run_in_folder
+
+                end = run_in_folder(place, os.environ)
+                steps = place / "steps.jsonl"
+                return {
+                    "outcome": end.outcome,
+                    "end": end.text(),
+                    "log": (place / log).read_bytes()[-4000:].decode("utf-8", "replace"),
+                    "steps": steps.read_text(encoding="utf-8") if steps.exists() else "",
+                }
+            finally:
+                shutil.rmtree(parcel, ignore_errors=True)
+
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"look": 1})(Rank)

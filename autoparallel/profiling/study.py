@@ -1,0 +1,320 @@
+"""Which trial next: Optuna's ask and tell over the candidates, with beliefs as its sampler.
+
+The first trials go to the candidates that are likeliest to be best, one of each mesh before a mesh
+gets its second turn, and one of each recomputation on it before that gets one; few steps each.
+Those that may still be best then get more steps. A trial that is clearly beaten is stopped from its
+partial steps, and one that ran out of memory takes with it what needs more.
+
+The study is kept in Optuna's own storage, so that two drivers can share it: a candidate that the
+other one runs is not started twice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from autoparallel.layout import GRANULARITIES, Layout
+from autoparallel.profiling.beliefs import Beliefs
+from autoparallel.profiling.job import Result
+from autoparallel.profiling.launcher import Progress, Watch
+
+TARGET_PROBABILITY = 0.9
+"""P(best) from which the search for the best layout ends."""
+SURVIVES = 0.05
+"""P(best) from which a measured layout is worth more steps."""
+MORE_STEPS = 3
+BEATEN = 1.25
+"""A trial is clearly beaten when even its fastest step is this much slower than the best layout."""
+_WHOLE = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "micro_batch_size",
+)
+DISTRIBUTIONS: Mapping[str, BaseDistribution] = {
+    **{name: IntDistribution(1, 1_000_000) for name in _WHOLE},
+    "zero_stage": IntDistribution(0, 3),
+    "sequence_parallel": CategoricalDistribution((False, True)),
+    "recompute_granularity": CategoricalDistribution(GRANULARITIES),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A layout that may be tried, with what is predicted of it."""
+
+    layout: Layout
+    predicted_s: float
+    memory_bytes: float
+    fits_probability: float
+
+    @property
+    def mesh(self) -> tuple[object, ...]:
+        """What tells layouts apart first: how the ranks are arranged."""
+        x = self.layout
+        return (
+            x.tensor_model_parallel_size,
+            x.pipeline_model_parallel_size,
+            x.context_parallel_size,
+            x.expert_model_parallel_size,
+        )
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """The mesh, with what is recomputed on it."""
+        return (*self.mesh, self.layout.recompute_granularity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """What to run next: a candidate, how many timed steps, and Optuna's number for it."""
+
+    candidate: int
+    steps: int
+    number: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What trials have told so far.
+
+    Attributes:
+        measured: Candidate -> its best-founded result.
+        failed: Candidate -> outcome of what did not run.
+        pruned: Candidates that need more memory than one that ran out of it.
+    """
+
+    measured: dict[int, Result] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    pruned: set[int] = field(default_factory=set)
+
+
+class Study:
+    """Asks and tells.
+
+    Args:
+        candidates: Likeliest first.
+        beliefs: Of the candidates, in their order.
+        storage: Optuna's, as a URL; empty keeps it in memory.
+        name: Of the study in its storage: one a request.
+        top: Layouts to measure.
+        steps: Timed steps of a first trial.
+        target_probability: P(best) at which to stop.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        beliefs: Beliefs,
+        *,
+        storage: str = "",
+        name: str = "autoparallel",
+        top: int = 3,
+        steps: int = 3,
+        target_probability: float = TARGET_PROBABILITY,
+    ) -> None:
+        self.candidates = tuple(candidates)
+        self.seen = Seen()
+        self.reason = ""
+        self._prior = beliefs
+        self._top = top
+        self._steps = steps
+        self._target = target_probability
+        self._sampler = _Chosen()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna = optuna.create_study(
+            study_name=name,
+            storage=storage or None,
+            sampler=self._sampler,
+            load_if_exists=True,
+            direction="minimize",
+        )
+        self._release_dead()
+
+    def beliefs(self) -> Beliefs:
+        """What is believed now."""
+        trials = {i: (r.iteration_s or 0.0, noise(r)) for i, r in self.seen.measured.items()}
+        return self._prior.after(trials)
+
+    def best_probability(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """P(best) of every candidate now."""
+        fits = np.array([c.fits_probability for c in self.candidates])
+        fits[list(self.seen.measured)] = 1.0
+        fits[[*self.seen.failed, *self.seen.pruned]] = 0.0
+        return self.beliefs().best_probability(fits)
+
+    def best(self) -> int | None:
+        """The measured candidate with the shortest step."""
+        found = {i: r.iteration_s or np.inf for i, r in self.seen.measured.items()}
+        return min(found, key=lambda i: found[i]) if found else None
+
+    def ask(self) -> Pick | None:
+        """What to run next; None when there is enough, with the reason in `reason`."""
+        chosen = self._next()
+        if chosen is None:
+            return None
+        index, steps = chosen
+        self._sampler.values = _knobs(self.candidates[index].layout)
+        trial = self._optuna.ask(dict(DISTRIBUTIONS))
+        trial.set_user_attr("layout", str(self.candidates[index].layout))
+        trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
+        return Pick(candidate=index, steps=steps, number=trial.number)
+
+    def watch(self, pick: Pick) -> Watch:
+        """Stops a trial once it is clearly beaten by the best layout so far."""
+        best = self.best()
+        limit = np.inf if best is None else (self.seen.measured[best].iteration_s or np.inf)
+        own = pick.candidate == best
+
+        def beaten(progress: Progress) -> bool:
+            enough = 2 <= len(progress.step_s) < pick.steps
+            return enough and not own and min(progress.step_s) > BEATEN * limit
+
+        return beaten
+
+    def tell(self, pick: Pick, result: Result) -> None:
+        """Take a trial's result."""
+        self.learn(pick.candidate, result)
+        state = TrialState.PRUNED if result.stopped_early else TrialState.COMPLETE
+        ok = result.ok and result.iteration_s is not None
+        values = result.iteration_s if ok else None
+        self._optuna.tell(pick.number, values, state=state if ok else TrialState.FAIL)
+
+    def learn(self, index: int, result: Result) -> None:
+        """Take a result without having asked for it, such as one of an earlier run."""
+        if result.ok:
+            known = self.seen.measured.get(index)
+            if known is None or len(known.step_s) <= len(result.step_s):
+                self.seen.measured[index] = result
+            self.seen.failed.pop(index, None)
+            return
+        if index not in self.seen.measured:
+            self.seen.failed[index] = result.outcome
+        if result.outcome == "out_of_memory":
+            needed = self.candidates[index].memory_bytes
+            self.seen.pruned |= {
+                i
+                for i, c in enumerate(self.candidates)
+                if c.memory_bytes > needed and i not in self.seen.measured
+            }
+
+    def give_up(self, pick: Pick) -> None:
+        """A trial that was interrupted counts for nothing."""
+        self._optuna.tell(pick.number, state=TrialState.FAIL)
+
+    def _next(self) -> tuple[int, int] | None:
+        """Candidate and steps: the short list first, then more steps for its survivors."""
+        if len(self.seen.measured) < self._top:
+            open_ = self._open()
+            if open_:
+                return self._likeliest(open_), self._steps
+            if not self.seen.measured:
+                self.reason = "no candidate is left that runs"
+                return None
+        chances = self.best_probability()
+        best = self.best()
+        if best is not None and chances[best] >= self._target:
+            self.reason = f"P(best) of {self.candidates[best].layout} is {chances[best]:.2f}"
+            return None
+        if (again := self._survivor(chances)) is not None:
+            return again, MORE_STEPS * self._steps
+        self.reason = f"the {len(self.seen.measured)} layouts asked for are measured"
+        return None
+
+    def _open(self) -> list[int]:
+        taken = {*self.seen.measured, *self.seen.failed, *self.seen.pruned, *self._elsewhere()}
+        return [i for i in range(len(self.candidates)) if i not in taken]
+
+    def _likeliest(self, open_: Sequence[int]) -> int:
+        """Of the meshes and kinds least tried, the candidate with the highest P(best)."""
+        tried = [self.candidates[i] for i in (*self.seen.measured, *self.seen.failed)]
+        meshes, kinds = [c.mesh for c in tried], [c.kind for c in tried]
+        chances, seconds = self.best_probability(), self.beliefs().seconds()
+
+        def place(i: int) -> tuple[float, ...]:
+            c = self.candidates[i]
+            return meshes.count(c.mesh), kinds.count(c.kind), -chances[i], seconds[i]
+
+        return min(open_, key=place)
+
+    def _survivor(self, chances: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
+        """The measured layout that may still be best and has the fewest steps behind it."""
+        elsewhere = self._elsewhere()
+        short = [
+            i
+            for i, result in self.seen.measured.items()
+            if len(result.step_s) < MORE_STEPS * self._steps
+            and not result.stopped_early
+            and i not in self.seen.failed
+            and i not in elsewhere
+            and chances[i] >= SURVIVES
+        ]
+        return max(short, key=lambda i: chances[i]) if short else None
+
+    def _elsewhere(self) -> set[int]:
+        """Candidates that another driver of this study runs at the moment."""
+        running = self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        layouts = {trial.user_attrs.get("layout") for trial in running}
+        return {i for i, c in enumerate(self.candidates) if str(c.layout) in layouts}
+
+    def _release_dead(self) -> None:
+        """Trials whose driver on this machine is gone will never be told."""
+        here = socket.gethostname()
+        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            host, _, pid = str(trial.user_attrs.get("owner", "")).rpartition(":")
+            if host == here and not _alive(int(pid)):
+                self._optuna.tell(trial.number, state=TrialState.FAIL)
+
+
+class _Chosen(BaseSampler):
+    """Hands Optuna the knobs of the candidate that the study has chosen."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        return dict(DISTRIBUTIONS)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {name: self.values[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Any, trial: Any, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self.values[param_name]
+
+
+def noise(result: Result) -> float:
+    """Standard deviation of the log of a measured step time: that of the median of its steps."""
+    if not result.iteration_s or not result.iteration_s_mad or len(result.step_s) < 2:
+        return 0.1
+    relative = result.iteration_s_mad / result.iteration_s
+    return 1.4826 * relative / math.sqrt(len(result.step_s))
+
+
+def _knobs(layout: Layout) -> dict[str, Any]:
+    return {name: getattr(layout, name) for name in DISTRIBUTIONS}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,156 @@
+"""The study: which layout next, for how many steps, and when it is enough."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autoparallel.layout import Layout
+from autoparallel.profiling.beliefs import Beliefs, prior
+from autoparallel.profiling.job import timing
+from autoparallel.profiling.launcher import Progress
+from autoparallel.profiling.study import MORE_STEPS, Candidate, Study
+from tests.profiling.test_job import JOB, RESULT
+
+WORDS = (
+    "tp1 pp1 mbs8 zero1",
+    "tp1 pp1 mbs4 zero1",
+    "tp1 pp1 mbs8 zero1 recompute=full/uniform/1",
+    "tp1 pp2 mbs4 zero1",
+    "tp2 pp1 mbs4 zero1",
+)
+PREDICTED = np.array([1.0, 1.02, 1.1, 1.2, 1.3])
+
+
+def candidates(memory=(5e9, 4e9, 3e9, 2e9, 1e9)):
+    return [
+        Candidate(layout=Layout.parse(word), predicted_s=s, memory_bytes=m, fits_probability=1.0)
+        for word, s, m in zip(WORDS, PREDICTED, memory, strict=True)
+    ]
+
+
+def beliefs():
+    drawn = np.random.default_rng(0).standard_normal((500, len(PREDICTED)))
+    return prior(PREDICTED, PREDICTED * np.exp(0.05 * drawn))
+
+
+def study(**more):
+    return Study(candidates(), beliefs(), **{"top": 3, "steps": 2, **more})
+
+
+def result(seconds, steps=2, outcome="ok"):
+    if outcome != "ok":
+        empty = {"step_s": (), "iteration_s": None, "iteration_s_mad": None}
+        return replace(RESULT, outcome=outcome, **empty)
+    return replace(RESULT, **timing(JOB, (seconds,) * steps))
+
+
+def played(game, seconds, limit=30):
+    """Ask and tell until it is enough; the picks."""
+    picks = []
+    while (pick := game.ask()) and len(picks) < limit:
+        game.tell(pick, result(seconds[pick.candidate], pick.steps))
+        picks.append(pick)
+    return picks
+
+
+def test_first_turns_go_to_different_meshes_few_steps_each():
+    picks = played(study(), PREDICTED)
+    assert [p.candidate for p in picks[:3]] == [0, 3, 4]
+    assert {p.steps for p in picks[:3]} == {2}
+
+
+def test_a_mesh_gets_a_second_turn_with_other_recomputation():
+    picks = played(study(top=4), PREDICTED)
+    assert picks[3].candidate == 2
+
+
+def test_a_clear_winner_ends_it_and_says_so():
+    game = study()
+    played(game, [0.1, 9, 9, 9, 9])
+    assert game.best() == 0
+    assert "P(best) of tp1 pp1 mbs8 zero1" in game.reason
+
+
+def test_survivors_get_more_steps_and_the_beaten_do_not():
+    game = study()
+    picks = played(game, [1.0, 1.0, 1.0, 1.001, 5.0])
+    more = [p for p in picks if p.steps > 2]
+    assert {p.steps for p in more} == {2 * MORE_STEPS}
+    assert {p.candidate for p in more} <= {0, 3}
+    assert "are measured" in game.reason or "P(best)" in game.reason
+
+
+def test_out_of_memory_takes_along_what_needs_more():
+    game = study(top=2)
+    game.learn(3, result(0, outcome="out_of_memory"))
+    assert game.seen.pruned == {0, 1, 2}
+    assert [p.candidate for p in played(game, PREDICTED)] == [4]
+
+
+def test_a_failed_layout_is_replaced():
+    game = study(top=1)
+    first = game.ask()
+    game.tell(first, result(0, outcome="crash"))
+    second = game.ask()
+    assert second.candidate != first.candidate
+    game.tell(second, result(1.0))
+    assert game.best() == second.candidate
+
+
+def test_nothing_left_that_runs_is_said():
+    game = study()
+    for i in range(len(WORDS)):
+        game.learn(i, result(0, outcome="invalid"))
+    assert game.ask() is None
+    assert "no candidate is left" in game.reason
+
+
+def test_a_clearly_beaten_trial_is_stopped_from_its_partial_steps():
+    game = study(steps=6)
+    game.learn(0, result(1.0, 6))
+    watch = game.watch(game.ask())
+    assert not watch(Progress(state="running", step_s=(9.0,)))
+    assert watch(Progress(state="running", step_s=(9.0, 8.0)))
+    assert not watch(Progress(state="running", step_s=(9.0, 1.1)))
+    assert not watch(Progress(state="running", step_s=(9.0,) * 6))
+
+
+def test_two_drivers_share_a_study(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    one, two = study(storage=url), study(storage=url)
+    first, second = one.ask(), two.ask()
+    assert first.candidate != second.candidate
+    assert first.number != second.number
+
+
+def test_a_trial_of_a_driver_that_died_is_free_again(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    dead = study(storage=url)
+    monkeypatch.setattr("os.getpid", lambda: 2**22 + 1)
+    gone = dead.ask()
+    monkeypatch.undo()
+    assert study(storage=url).ask().candidate == gone.candidate
+
+
+def test_a_trial_moves_its_relatives_and_leaves_strangers():
+    covariance = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    before = Beliefs(mean=np.zeros(3), covariance=covariance)
+    after = before.after({0: (np.e, 0.0)})
+    assert after.mean[0] == pytest.approx(1.0, abs=0.01)
+    assert after.mean[1] == pytest.approx(0.9, abs=0.01)
+    assert after.mean[2] == 0.0
+    assert np.diag(after.covariance)[0] < 0.01 < np.diag(after.covariance)[1] < 0.25
+
+
+def test_an_error_common_to_all_says_nothing_of_their_order():
+    believed = beliefs()
+    slow = believed.after({0: (6.0, 0.0)}).seconds()
+    assert np.all(np.diff(slow[1:]) > 0)
+    assert slow[4] > 3.0
+
+
+def test_what_cannot_run_is_never_best():
+    chances = beliefs().best_probability(np.array([0.0, 1.0, 1.0, 1.0, 1.0]))
+    assert chances[0] == 0.0
+    assert chances.sum() == pytest.approx(1.0)
