@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from autoparallel.layout import Layout
     from autoparallel.model import Model
     from autoparallel.plan import Estimate, Plan, load_plan
-    from autoparallel.public import estimate, search
-    from autoparallel.request import TrainingRequest, training_request
+    from autoparallel.public import estimate, infer, search
+    from autoparallel.request import (
+        ServingRequest,
+        TrainingRequest,
+        serving_request,
+        training_request,
+    )
     from autoparallel.scoreboard import validate
+    from autoparallel.serving_plan import ServingPlan, load_serving_plan
 
 _HOMES = {
     "Cluster": "autoparallel.hardware",
@@ -24,9 +30,14 @@ _HOMES = {
     "Model": "autoparallel.model",
     "Plan": "autoparallel.plan",
     "TrainingRequest": "autoparallel.request",
+    "ServingPlan": "autoparallel.serving_plan",
+    "ServingRequest": "autoparallel.request",
     "estimate": "autoparallel.public",
+    "infer": "autoparallel.public",
     "load_plan": "autoparallel.plan",
+    "load_serving_plan": "autoparallel.serving_plan",
     "search": "autoparallel.public",
+    "serving_request": "autoparallel.request",
     "training_request": "autoparallel.request",
     "validate": "autoparallel.scoreboard",
 }
@@ -37,10 +48,15 @@ __all__ = [
     "Layout",
     "Model",
     "Plan",
+    "ServingPlan",
+    "ServingRequest",
     "TrainingRequest",
     "estimate",
+    "infer",
     "load_plan",
+    "load_serving_plan",
     "search",
+    "serving_request",
     "training_request",
     "validate",
 ]

@@ -17,7 +17,17 @@ from autoparallel.model import Model, Training
 from autoparallel.strict_yaml import Rule, catalog_error, read_fields, submapping, text_list
 from autoparallel.units import GB, GIB, TERA, US
 
-GENERATIONS = ("volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu")
+GENERATIONS = (
+    "volta",
+    "ampere",
+    "ada",
+    "hopper",
+    "blackwell",
+    "blackwell-rtx",
+    "cdna2",
+    "cdna3",
+    "cpu",
+)
 PEAKS = ("fp32", "bf16", "fp16", "fp8", "mxfp8", "nvfp4")
 ACTIVATIONS = ("silu", "gelu", "relu", "squared_relu", "quick_gelu")
 POSITIONS = ("rope", "learned_absolute", "alibi", "none")

@@ -17,7 +17,8 @@ NORMAL_90 = 1.645
 """Standard deviations of a normal distribution from its middle to its 95th percentile."""
 
 
-def _constant(prior: float, low: float, high: float, meaning: str) -> Any:
+def constant(prior: float, low: float, high: float, meaning: str) -> Any:
+    """A field with its prior as the default, its physical bounds and what it means."""
     return field(default=prior, metadata={"low": low, "high": high, "meaning": meaning})
 
 
@@ -25,66 +26,64 @@ def _constant(prior: float, low: float, high: float, meaning: str) -> Any:
 class Constants:
     """Bounded, physically meaningful numbers; the defaults are the priors of an unknown machine."""
 
-    gemm_efficiency: Num = _constant(
+    gemm_efficiency: Num = constant(
         0.75, 0.4, 0.97, "share of the dense peak that a large GEMM reaches inside a training step"
     )
-    gemm_ramp_waves: Num = _constant(
+    gemm_ramp_waves: Num = constant(
         0.25, 0.02, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of that"
     )
-    fp8_efficiency: Num = _constant(
+    fp8_efficiency: Num = constant(
         0.85, 0.5, 1.05, "gemm_efficiency under fp8 and narrower, relative to bf16"
     )
-    attention_efficiency: Num = _constant(
+    attention_efficiency: Num = constant(
         0.40, 0.1, 0.8, "share of the bf16 peak that attention reaches"
     )
-    memory_traffic: Num = _constant(
+    memory_traffic: Num = constant(
         1.2, 1.0, 4.0, "bytes moved by memory-bound operators over the ideal count"
     )
-    launch_s_per_layer: Num = _constant(
+    launch_s_per_layer: Num = constant(
         2.0e-3, 0.2e-3, 8e-3, "host time to launch one layer's forward and backward"
     )
-    launch_tp_factor: Num = _constant(
+    launch_tp_factor: Num = constant(
         0.1, 0.0, 3.0, "growth of that host time with every doubling of tensor parallelism"
     )
-    launch_tp_pp_factor: Num = _constant(
+    launch_tp_pp_factor: Num = constant(
         1e-3, 0.0, 10.0, "further growth of the same under pipeline parallelism"
     )
-    step_overhead_s: Num = _constant(
+    step_overhead_s: Num = constant(
         0.02, 0.0, 0.5, "host time a step spends outside the layers: data, logging, clipping"
     )
-    intra_bandwidth: Num = _constant(
+    intra_bandwidth: Num = constant(
         0.85, 0.3, 1.1, "speed of NVLink collectives inside a step over their isolated speed"
     )
-    inter_bandwidth: Num = _constant(
+    inter_bandwidth: Num = constant(
         0.5, 0.15, 0.95, "share of the nominal fabric bandwidth that collectives reach"
     )
-    collective_latency_s: Num = _constant(
+    collective_latency_s: Num = constant(
         20e-6, 2e-6, 400e-6, "wait for the slowest rank of a collective, beyond its isolated time"
     )
-    hop_latency_s: Num = _constant(
+    hop_latency_s: Num = constant(
         3e-6, 0.2e-6, 20e-6, "time a ring that leaves the fast domain adds with every rank"
     )
-    tp_exposed: Num = _constant(
+    tp_exposed: Num = constant(
         0.7, 0.1, 1.6, "share of tensor-parallel communication that compute does not hide"
     )
-    dp_exposed: Num = _constant(
+    dp_exposed: Num = constant(
         0.5, 0.05, 1.5, "share of gradient all-reduces that compute does not hide (ZeRO-0)"
     )
-    shard_exposed: Num = _constant(
+    shard_exposed: Num = constant(
         0.5, 0.05, 3.0, "the same of a sharded optimizer's traffic (ZeRO-1 and 2)"
     )
-    gather_exposed: Num = _constant(
+    gather_exposed: Num = constant(
         0.3, 0.05, 0.7, "the same of fully sharded weights and gradients (ZeRO-3)"
     )
-    cp_exposed: Num = _constant(0.3, 0.05, 1.0, "share of context-parallel communication exposed")
-    ep_exposed: Num = _constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
-    pp_exposed: Num = _constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
-    bubble: Num = _constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
-    expert_imbalance: Num = _constant(
-        1.1, 1.0, 2.0, "load of the fullest expert rank over the mean"
-    )
-    moe_launch: Num = _constant(1.5, 0.0, 6.0, "extra host time of a MoE layer, in plain layers")
-    moe_traffic: Num = _constant(1.0, 0.3, 4.0, "token permutation traffic over the ideal count")
+    cp_exposed: Num = constant(0.3, 0.05, 1.0, "share of context-parallel communication exposed")
+    ep_exposed: Num = constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
+    pp_exposed: Num = constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
+    bubble: Num = constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
+    expert_imbalance: Num = constant(1.1, 1.0, 2.0, "load of the fullest expert rank over the mean")
+    moe_launch: Num = constant(1.5, 0.0, 6.0, "extra host time of a MoE layer, in plain layers")
+    moe_traffic: Num = constant(1.0, 0.3, 4.0, "token permutation traffic over the ideal count")
 
 
 CONSTANT_NAMES = tuple(f.name for f in fields(Constants))
@@ -100,31 +99,31 @@ def bounds(name: str) -> tuple[float, float]:
 class MemoryConstants:
     """What memory accounting cannot derive; scalars or [N]. Same metadata as `Constants`."""
 
-    context_bytes: Num = _constant(
+    context_bytes: Num = constant(
         0.6e9, 0.2e9, 3e9, "CUDA context and libraries, outside the allocator"
     )
-    fragmentation: Num = _constant(
+    fragmentation: Num = constant(
         0.25, 0.04, 0.6, "memory reserved but not used, over activations, logits and buffers"
     )
-    workspace_bytes: Num = _constant(
+    workspace_bytes: Num = constant(
         0.15e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
     )
-    extra_gradient_bytes: Num = _constant(
+    extra_gradient_bytes: Num = constant(
         0.0, 0.0, 4.0, "half-precision gradients kept beside the accumulated ones, per parameter"
     )
-    activation_copies: Num = _constant(
+    activation_copies: Num = constant(
         0.0, 0.0, 4.0, "extra copies of MLP activation and norm inputs that unfused code keeps"
     )
-    gathered_inputs: Num = _constant(
+    gathered_inputs: Num = constant(
         0.0, 0.0, 2.0, "sequence-parallel GEMM inputs kept gathered instead of gathered again"
     )
-    embedding_copies: Num = _constant(
+    embedding_copies: Num = constant(
         0.0, 0.0, 10.0, "unsharded embedding outputs kept per micro-batch in flight"
     )
-    logits_copies: Num = _constant(
+    logits_copies: Num = constant(
         1.0, 0.4, 2.5, "fp32 copies of the logits over what the framework's code shows"
     )
-    error_sigma: Num = _constant(
+    error_sigma: Num = constant(
         0.12, 0.02, 0.3, "standard deviation of the log of needed over predicted allocator memory"
     )
 

@@ -19,6 +19,7 @@ from autoparallel import strict_json as check
 from autoparallel.constants import FITS
 from autoparallel.errors import AutoparallelError, ConfigError, bad_value
 from autoparallel.layout import Layout
+from autoparallel.provenance import PROVENANCE, Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,16 +112,6 @@ def _execution_fields(layout: Layout) -> dict[str, Any]:
         "tp_comm_overlap": "tp" in layout.overlap and layout.tensor_model_parallel_size > 1,
         "overlap_moe_expert_parallel_comm": "moe" in layout.overlap,
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What a plan was made with: library versions, git commit, digests of the data it read."""
-
-    versions: dict[str, str]
-    git: str | None = None
-    profile_digest: str | None = None
-    catalog_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,12 +331,6 @@ def _layout(path: str, value: Any) -> Layout:
         raise ConfigError(f"{path}: {error}") from error
 
 
-_PROVENANCE: dict[str, check.Check] = {
-    "versions": check.map_of(check.text),
-    "git": check.or_null(check.text),
-    "profile_digest": check.or_null(check.text),
-    "catalog_digest": check.or_null(check.text),
-}
 _ORIGIN: dict[str, check.Check] = dict.fromkeys(
     ("measured", "published", "assumed"), check.fraction
 )
@@ -413,7 +398,7 @@ _PLAN: dict[str, check.Check] = {
     "schema_version": check.count,
     "kind": check.text,
     "request": check.mapping,
-    "provenance": check.built(Provenance, _PROVENANCE),
+    "provenance": check.built(Provenance, PROVENANCE),
     **dict.fromkeys(("considered", "legal", "evaluated", "feasible"), check.count),
     "pruned": check.map_of(check.count),
     "search_s": check.number,

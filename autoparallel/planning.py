@@ -5,19 +5,14 @@ The whole way down in one place: space -> cost -> ranking -> the saved records.
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoparallel import catalog
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
 from autoparallel.cost.step import StepTime, interval_s, part_shares
@@ -26,8 +21,9 @@ from autoparallel.errors import bad_value
 from autoparallel.framework import framework
 from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
 from autoparallel.model import flops_per_token
-from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry, Provenance
+from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry
 from autoparallel.profiles import Calibration
+from autoparallel.provenance import provenance
 from autoparallel.ranking import (
     Ranked,
     Scores,
@@ -45,7 +41,6 @@ from autoparallel.ranking import (
 from autoparallel.request import TrainingRequest
 from autoparallel.rules import explain
 from autoparallel.space import Candidates, SpaceSpec
-from autoparallel.versions import version_of
 
 TOP = 10
 
@@ -294,41 +289,3 @@ def _empty_entry(request: TrainingRequest, layout: Layout) -> PlanEntry:
         parts=None,
         memory_parts=None,
     )
-
-
-@cache
-def provenance() -> Provenance:
-    """Versions, commit and digests behind a plan."""
-    folder = catalog.data_dir()
-    return Provenance(
-        versions={
-            "autoparallel": version_of(),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        git=_commit(folder),
-        profile_digest=_digest((folder / "profiles").rglob("*.*")),
-        catalog_digest=_digest((folder / "search_spaces").rglob("*.yaml")),
-    )
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit of a checkout; None for an installed package."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5
-        )
-    except OSError:
-        return None
-    return found.stdout.strip() or None
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents, shortened."""
-    state = hashlib.sha256()
-    for path in sorted(paths):
-        if path.is_file():
-            state.update(path.name.encode() + b"\0" + path.read_bytes())
-    return state.hexdigest()[:16]

@@ -54,7 +54,17 @@ class Calibration:
     source: str = ""
 
 
-GENERATIONS = ("volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu")
+GENERATIONS = (
+    "volta",
+    "ampere",
+    "ada",
+    "hopper",
+    "blackwell",
+    "blackwell-rtx",
+    "cdna2",
+    "cdna3",
+    "cpu",
+)
 BORROWED_SPREAD = 1.5
 """How much wider a borrowed calibration's spread is."""
 RELATIVES: Mapping[str, tuple[str, ...]] = {
@@ -130,9 +140,9 @@ def read_calibration(path: Path) -> Calibration:
     stated = entries if isinstance(entries, dict) else {}
     return Calibration(
         family=str(data.get("family", path.stem)),
-        constants=_record(path, Constants, "constants", data),
-        memory=_record(path, MemoryConstants, "memory", data),
-        spread=_record(path, Spread, "spread", data),
+        constants=record(path, Constants, "constants", data),
+        memory=record(path, MemoryConstants, "memory", data),
+        spread=record(path, Spread, "spread", data),
         state="measured",
         rows=_rows(path, data.get("rows", 0)),
         measured_names=tuple(
@@ -144,8 +154,12 @@ def read_calibration(path: Path) -> Calibration:
     )
 
 
-def _record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) -> Any:
-    """A record from a block of `name: number` or `name: {value: number, ...}`."""
+def record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) -> Any:
+    """A record from a block of `name: number` or `name: {value: number, ...}`.
+
+    Raises:
+        ProfileError: an unknown name, or a value that is no number inside its bounds.
+    """
     entries = data.get(block) or {}
     if not isinstance(entries, dict):
         raise ProfileError(f"{path.name}: {block} is not a mapping of names to values")

@@ -6,11 +6,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from autoparallel import planning
+from autoparallel import planning, serving_planning
 from autoparallel.errors import ConfigError, nearest
 from autoparallel.layout import Layout
+from autoparallel.model import Model
 from autoparallel.plan import Estimate, Plan
-from autoparallel.request import TrainingRequest, training_request
+from autoparallel.request import TrainingRequest, serving_request, training_request
+from autoparallel.serving_plan import ServingPlan
 
 
 def search(*, model: str | Path, gpus: int, top: int = planning.TOP, **flags: Any) -> Plan:
@@ -46,7 +48,32 @@ def estimate(layout: Layout | str, *, model: str | Path, gpus: int, **flags: Any
     return planning.estimate(_request(model, gpus, flags), asked)
 
 
+def infer(
+    *, model: str | Path | Model, gpus: int | str, top: int = 10, **flags: Any
+) -> ServingPlan:
+    """The best ways to serve a model on a cluster within latency limits, best first.
+
+    Args:
+        model: As for `search`.
+        gpus: How many there are, or `auto` for the fewest that carry `request_rate`.
+        top: Length of the short list.
+        flags: As on the command line: `input_tokens`, `output_tokens`, `cluster`, `ttft_ms`,
+            `tpot_ms`, `percentile`, `objective`, `backend`, `request_rate`, `concurrency`, `trace`
+            and the other arguments of `serving_request`.
+
+    Raises:
+        ConfigError: anything unknown, out of range or contradictory.
+    """
+    if unknown := sorted(flags.keys() - set(_SERVING_FLAGS)):
+        raise ConfigError(f"{unknown[0]}: is not a flag; {nearest(unknown[0], _SERVING_FLAGS)}")
+    request = serving_request(model=model, num_gpus=gpus, **flags)
+    return serving_planning.solve(request, top=top).plan
+
+
 _FLAGS = sorted(signature(training_request).parameters.keys() - {"model", "num_gpus"})
+
+
+_SERVING_FLAGS = sorted(signature(serving_request).parameters.keys() - {"model", "num_gpus"})
 
 
 def _request(model: str | Path, gpus: int, flags: dict[str, Any]) -> TrainingRequest:

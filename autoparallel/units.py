@@ -6,7 +6,7 @@ below convert at the edges (YAML in, reports out) and nowhere else.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,3 +22,9 @@ TERA = 1e12
 US = 1e-6
 MS = 1e-3
 DAY_S = 86_400.0
+
+
+def indicator(condition: Any) -> Num:
+    """1.0 where `condition` holds and 0.0 elsewhere, scalar or [N]: a switch in a formula."""
+    number: Num = np.asarray(condition, dtype=np.float64)
+    return number

@@ -20,6 +20,7 @@ from autoparallel.cli import (
     estimate,
     explain,
     export,
+    infer,
     measure_ops,
     profile,
     regress,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.callback()(top_level)
 app.command("search")(search.search_verb)
 app.command("estimate")(estimate.estimate_verb)
+app.command("infer")(infer.infer_verb)
 app.command("explain")(explain.explain_verb)
 app.command("validate")(validate.validate_verb)
 app.command("calibrate")(calibrate.calibrate_verb)

@@ -95,31 +95,83 @@ def _answer(
     workers: int,
 ) -> dict[str, Any]:
     """Calibrate, write the profiles and say what they are worth."""
+    from autoparallel.measured.serving_rows import is_serving_file
+    from autoparallel.strict_json import plain
+
+    served = [file for file in files if is_serving_file(file)]
+    trained = [file for file in files if file not in served]
+    answer: dict[str, Any] = {"files": [str(file) for file in files], "skipped": {}, "written": []}
+    for paths, calibrate in ((trained, _trained), (served, _served)):
+        if paths:
+            found = calibrate(
+                paths, out, config_dir, profiles_dir, progress, leave_one_out, workers
+            )
+            skipped, written = found.pop("skipped"), found.pop("written")
+            answer |= found
+            answer["skipped"] = {**answer["skipped"], **skipped}
+            answer["written"] = [*answer["written"], *written]
+    return {name: plain(name, value) for name, value in answer.items()}
+
+
+def _trained(
+    files: Sequence[Path],
+    out: Path,
+    config_dir: Path | None,
+    profiles_dir: Path | None,
+    progress: _Progress,
+    leave_one_out: bool,
+    workers: int,
+) -> dict[str, Any]:
+    """Constants of training."""
     from autoparallel.calibration.run import run, write
     from autoparallel.scoreboard.calibrated import errors_in_force, summary
     from autoparallel.scoreboard.score import read_files
-    from autoparallel.strict_json import plain
 
     readings, skipped = read_files(files, config_dir)
     timed = sum(1 for r in readings if r.run.seconds)
     source = f"{', '.join(file.name for file in files)}: {timed} timed rows"
     outcome = run(readings, source, leave_one_out=leave_one_out, workers=workers, progress=progress)
     found = summary(outcome, errors_in_force(outcome.rows, profiles_dir))
-    answer = {
-        "files": [str(file) for file in files],
-        "skipped": dict(skipped),
-        **found,
-        "written": [str(path) for path in write(out, outcome)],
-    }
-    return {name: plain(name, value) for name, value in answer.items()}
+    written = [str(path) for path in write(out, outcome)]
+    return {"skipped": dict(skipped), **found, "written": written}
+
+
+def _served(
+    files: Sequence[Path],
+    out: Path,
+    config_dir: Path | None,
+    profiles_dir: Path | None,
+    progress: _Progress,
+    leave_one_out: bool,
+    workers: int,
+) -> dict[str, Any]:
+    """Constants of serving."""
+    from autoparallel.calibration.serving_cases import predicted, understood_serving
+    from autoparallel.calibration.serving_run import run_serving, write_profiles
+    from autoparallel.measured.serving_rows import read_serving_runs
+    from autoparallel.scoreboard.serving import calibrated_block
+
+    runs = [run for file in files for run in read_serving_runs(file)]
+    readings, skipped = understood_serving(runs, config_dir, profiles_dir)
+    source = f"{', '.join(file.name for file in files)}: {len(readings)} figures"
+    found = run_serving(
+        readings, source, leave_one_out=leave_one_out, workers=workers, progress=progress
+    )
+    block = calibrated_block(found, predicted(readings))
+    written = [str(path) for path in write_profiles(out, found)]
+    return {"skipped": dict(skipped), "serving": block, "written": written}
 
 
 def _print(answer: Mapping[str, Any]) -> None:
-    from autoparallel.scoreboard import calibrated
+    from autoparallel.scoreboard import calibrated, text
 
-    tables = [calibrated.determined(answer), calibrated.group_errors(answer)]
-    if answer["left_out"]:
-        tables.append(calibrated.left_out_line(answer))
+    tables = []
+    if "by_group" in answer:
+        tables += [calibrated.determined(answer), calibrated.group_errors(answer)]
+        if answer["left_out"]:
+            tables.append(calibrated.left_out_line(answer))
+    if "serving" in answer:
+        tables.append(text.serving_calibrated(answer["serving"]))
     for table in tables:
         common.print_table(table.title, table.columns, table.rows)
     for reason, count in answer["skipped"].items():

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
@@ -15,7 +15,9 @@ from autoparallel.errors import ConfigError, bad_value
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from autoparallel.request import TrainingRequest
+    from autoparallel.request import ServingRequest, TrainingRequest
+
+Request = TypeVar("Request", "TrainingRequest", "ServingRequest")
 
 ModelFlag: TypeAlias = Annotated[
     str | None,
@@ -122,21 +124,28 @@ def request_from(
     if saved is not None:
         if extra := [*given, *(["allow"] if allow else [])]:
             raise ConfigError(
-                f"{_flag(extra[0])}: given beside --from, which holds the whole request"
+                f"{flag(extra[0])}: given beside --from, which holds the whole request"
             )
         return checked(_again(saved, folders))
     for needed in ("model", "num_gpus"):
         if needed not in given:
-            raise ConfigError(f"{_flag(needed)}: missing, and has no default; add it")
-    for word in allow or ():
+            raise ConfigError(f"{flag(needed)}: missing, and has no default; add it")
+    allowed(allow)
+    return checked(training_request(**given, allow_numerics=bool(allow), **folders))
+
+
+def allowed(words: Sequence[str] | None) -> bool:
+    """Whether `--allow numerics` was given; any other word is an error."""
+    for word in words or ():
         if word != "numerics":
             raise bad_value(
                 "--allow", word, "is not something to allow", "the one choice is numerics"
             )
-    return checked(training_request(**given, allow_numerics=bool(allow), **folders))
+    return bool(words)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A request's field as the flag that sets it."""
     if name == "overrides":
         return "override"
     return "--gpus" if name == "num_gpus" else "--" + name.replace("_", "-")
@@ -148,7 +157,7 @@ def _again(saved: Path, folders: Mapping[str, Path | None]) -> TrainingRequest:
     return moved(TrainingRequest.from_yaml(saved), folders)
 
 
-def moved(request: TrainingRequest, folders: Mapping[str, Path | None]) -> TrainingRequest:
+def moved(request: Request, folders: Mapping[str, Path | None]) -> Request:
     """A saved request; folders given now take the place of the saved ones."""
     from dataclasses import replace
 

@@ -78,11 +78,19 @@ def print_score(score: Score) -> None:
     """The score on the screen: all rows, split groups, worst cells."""
     from autoparallel.scoreboard import text
 
-    tables = (
-        text.headline(score),
-        text.figures(score),
-        text.groups(score),
-        text.worst_cells(score.table),
-    )
+    tables = []
+    if len(score.table):
+        tables += [
+            text.headline(score),
+            text.figures(score),
+            text.groups(score),
+            text.worst_cells(score.table),
+        ]
+    if score.inference is not None and score.serving is not None:
+        tables += [
+            text.serving_errors(score.inference),
+            text.serving_order(score.inference),
+            text.serving_worst_cells(score.serving),
+        ]
     for table in tables:
         common.print_table(table.title, table.columns, table.rows)

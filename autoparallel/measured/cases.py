@@ -294,7 +294,12 @@ def _clusters_by_gpu(config_dir: Path | None) -> dict[str, str]:
 
 
 @cache
-def _cluster_of(gpu: str, config_dir: Path | None) -> Cluster:
+def cluster_of_gpu(gpu: str, config_dir: Path | None) -> Cluster:
+    """The shipped cluster that a bare GPU id stands for.
+
+    Raises:
+        CatalogError: no such GPU, or none of its generation in a cluster.
+    """
     if name := _clusters_by_gpu(config_dir).get(gpu):
         return catalog.cluster(name, config_dir)
     record = catalog.gpu(gpu, config_dir)
@@ -307,7 +312,7 @@ def _cluster_of(gpu: str, config_dir: Path | None) -> Cluster:
 
 def row_cluster(run: MeasuredRun, config_dir: Path | None = None) -> Cluster:
     """The cluster of the row's GPU with the fabric the row states."""
-    cluster = _cluster_of(run.gpu, config_dir)
+    cluster = cluster_of_gpu(run.gpu, config_dir)
     node = cluster.gpus_per_node
     if match := re.search(r"(?:(\d+) x )?(\d+) Gb/s per node", run.interconnect):
         per_node = int(match[1] or 1) * int(match[2]) * 1e9 / 8

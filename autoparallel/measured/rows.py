@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -120,14 +120,22 @@ def read_runs(path: str | Path) -> list[MeasuredRun]:
 
 
 def _rows(path: Path) -> Iterator[MeasuredRun]:
-    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
+    reader = csv_reader(path)
     try:
-        header = reader.fieldnames or []
-        _check_header(path, header)
+        check_columns(path, reader.fieldnames or [], COLUMNS, REQUIRED)
         for row in reader:
             yield _run(row, f"{path} line {reader.line_num}")
     except csv.Error as error:
         raise ProfileError(f"{path} line {reader.line_num + 1}: is not CSV: {error}") from error
+
+
+def csv_reader(path: Path) -> csv.DictReader[str]:
+    """The rows of a CSV file, by column name.
+
+    Raises:
+        ProfileError: an unreadable or oversized file.
+    """
+    return csv.DictReader(io.StringIO(_text(path)), strict=True)
 
 
 def _text(path: Path) -> str:
@@ -141,17 +149,24 @@ def _text(path: Path) -> str:
         raise ProfileError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _check_header(path: Path, header: list[str] | Any) -> None:
+def check_columns(
+    path: Path, header: Sequence[str], known: Sequence[str], required: Sequence[str]
+) -> None:
+    """A header has every required column, no unknown one and none twice.
+
+    Raises:
+        ProfileError: it does not, with the column's name.
+    """
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise ProfileError(f"{path} line 1: the column {shown(twice)} is repeated in the header")
     for name in header:
-        if name not in COLUMNS:
+        if name not in known:
             raise ProfileError(
-                f"{path} line 1: unknown column {shown(name)}; {nearest(str(name), COLUMNS)}"
+                f"{path} line 1: unknown column {shown(name)}; {nearest(str(name), known)}"
             )
-    if missing := [name for name in REQUIRED if name not in header]:
-        raise ProfileError(f"{path} line 1: required column {missing[0]!r} is missing")
+    if missing := [name for name in required if name not in header]:
+        raise ProfileError(f"{path} line 1: required column {shown(missing[0])} is missing")
 
 
 def _run(row: dict[str, Any], where: str) -> MeasuredRun:

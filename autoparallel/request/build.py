@@ -77,18 +77,18 @@ def training_request(
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    own = _folder("config_dir", config_dir)
+    own = own_folder("config_dir", config_dir)
     parsed = parsed_overrides(overrides)
     named = {"model": str(model), "cluster": cluster, "gpu": gpu, "space": space}
     plain = {"framework": framework, "precision": precision, "objective": objective}
     job = {"global_batch_size": global_batch_size, "seq_length": seq_length, "tokens": tokens}
-    settled = _settled(_said({**named, **plain}, job, parsed), job, parsed, own)
+    settled = _settled(said_names({**named, **plain}, job, parsed), job, parsed, own)
     return TrainingRequest(
         num_gpus=whole("num_gpus", num_gpus, 1, MAX_GPUS),
         allow_numerics=allow_numerics,
         baseline=baseline,
         config_dir=str(own.resolve()) if own else "",
-        profiles_dir=_resolved("profiles_dir", profiles_dir),
+        profiles_dir=resolved_folder("profiles_dir", profiles_dir),
         overrides=tuple(overrides),
         **settled,
     )
@@ -101,17 +101,10 @@ def _settled(
     own: Path | None,
 ) -> dict[str, Any]:
     """The fields of a request that names, files and overrides decide together."""
-    chosen = {**root(own), **said}
-    if "gpu" in said and "cluster" not in said:
-        chosen["cluster"] = _cluster_of(said["gpu"], chosen["cluster"], own)
-    changes = [o for o in overrides if not o.is_pick]
-    entries = {e: _entry(e, chosen, own) for e in ENTRIES if any(_reaches(o, e) for o in changes)}
-    config = composed(chosen, entries, changes, own)
-    for entry in entries:
-        _cite(_mapping(config, entry), entry, changes)
-    model = _model(chosen, config, own)
+    chosen, config = composition(said, overrides, own)
+    model = model_of(chosen, config, own)
     workload = _workload(config, job, model)
-    cluster = _cluster(chosen, config, own)
+    cluster = cluster_of(chosen, config, own)
     if _text(config, "objective") == "cost_usd" and cluster.usd_per_gpu_hour is None:
         hint = "give cluster.usd_per_gpu_hour=2.5"
         raise bad_value("objective", "cost_usd", f"needs a price, {cluster.name} has none", hint)
@@ -121,10 +114,35 @@ def _settled(
         **{key: _text(config, key) for key in SCALARS},
         **{key: value for key, (value, _) in workload.items()},
         "space_name": chosen["space"],
-        "space": _mapping(config, "space"),
-        "site": _site(chosen["site"], _mapping(config, "site")),
+        "space": mapping_of(config, "space"),
+        "site": site_of(chosen["site"], mapping_of(config, "site")),
         "assumptions": _assumptions(config, chosen, said, overrides, workload),
     }
+
+
+def composition(
+    said: Mapping[str, str],
+    overrides: Sequence[Override],
+    own: Path | None,
+    defaults: Mapping[str, str] | None = None,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The chosen name of every group, and what these entries and the overrides make together.
+
+    Args:
+        said: Names that were given.
+        overrides: All overrides, picks among them.
+        own: The user's folder.
+        defaults: Names that take the place of those in `config.yaml`.
+    """
+    chosen = {**root(own), **(defaults or {}), **said}
+    if "gpu" in said and "cluster" not in said:
+        chosen["cluster"] = _cluster_of(said["gpu"], chosen["cluster"], own)
+    changes = [o for o in overrides if not o.is_pick]
+    entries = {e: _entry(e, chosen, own) for e in ENTRIES if any(_reaches(o, e) for o in changes)}
+    config = composed(chosen, entries, changes, own)
+    for entry in entries:
+        _cite(mapping_of(config, entry), entry, changes)
+    return chosen, config
 
 
 def site_record(name: str, config_dir: str | Path | None = None) -> Site:
@@ -133,12 +151,13 @@ def site_record(name: str, config_dir: str | Path | None = None) -> Site:
     Raises:
         ConfigError: no such entry, or one that breaks the schema.
     """
-    own = _folder("config_dir", config_dir)
+    own = own_folder("config_dir", config_dir)
     config = composed(root(own) | {"site": name}, {}, (), own)
-    return _site(name, _mapping(config, "site"))
+    return site_of(name, mapping_of(config, "site"))
 
 
-def _folder(name: str, path: str | Path | None) -> Path | None:
+def own_folder(name: str, path: str | Path | None) -> Path | None:
+    """The user's folder, if one is given."""
     if path is None or str(path) == "":
         return None
     folder = Path(path).expanduser()
@@ -151,12 +170,13 @@ def _folder(name: str, path: str | Path | None) -> Path | None:
     return folder
 
 
-def _resolved(name: str, path: str | Path | None) -> str:
-    folder = _folder(name, path)
+def resolved_folder(name: str, path: str | Path | None) -> str:
+    """Its absolute path as text; empty when none is given."""
+    folder = own_folder(name, path)
     return str(folder.resolve()) if folder else ""
 
 
-def _said(
+def said_names(
     flags: Mapping[str, str | None], job: Mapping[str, object], overrides: Sequence[Override]
 ) -> dict[str, str]:
     """Names and plain values that were given, each by a flag or by an override, not by both."""
@@ -226,23 +246,26 @@ def _gpu_name(chosen: Mapping[str, str], config_dir: Path | None) -> str:
     return chosen.get("gpu") or catalog.cluster(chosen["cluster"], config_dir).gpu.name
 
 
-def _model(chosen: Mapping[str, str], config: Mapping[str, Any], config_dir: Path | None) -> Model:
+def model_of(
+    chosen: Mapping[str, str], config: Mapping[str, Any], config_dir: Path | None
+) -> Model:
+    """The model with its overrides."""
     plain = catalog.model(chosen["model"], config_dir)
-    return model_record(plain.name, _mapping(config, "model")) if "model" in config else plain
+    return model_record(plain.name, mapping_of(config, "model")) if "model" in config else plain
 
 
-def _cluster(
+def cluster_of(
     chosen: Mapping[str, str], config: Mapping[str, Any], config_dir: Path | None
 ) -> Cluster:
     """The cluster with its overrides, its GPU replaced or changed when that was asked for."""
     plain = catalog.cluster(chosen["cluster"], config_dir)
     if not {"cluster", "gpu"} & config.keys() and "gpu" not in chosen:
         return plain
-    values = _mapping(config, "cluster") if "cluster" in config else None
+    values = mapping_of(config, "cluster") if "cluster" in config else None
     named = str(values.get("gpu")) if values else plain.gpu.name
     gpu = catalog.gpu(chosen.get("gpu") or named, config_dir)
     if "gpu" in config:
-        gpu = gpu_record(gpu.name, _mapping(config, "gpu"))
+        gpu = gpu_record(gpu.name, mapping_of(config, "gpu"))
     content = values or dict(catalog.entry("cluster", chosen["cluster"], config_dir))
     return cluster_record(plain.name, content, gpu)
 
@@ -251,7 +274,7 @@ def _workload(
     config: Mapping[str, Any], flags: Mapping[str, object], model: Model
 ) -> dict[str, tuple[Any, str]]:
     """Batch, sequence and tokens, each with where it came from ("" when it was said)."""
-    values = {k: v for k, v in _mapping(config, "workload").items() if k != "sources"}
+    values = {k: v for k, v in mapping_of(config, "workload").items() if k != "sources"}
     composed = read_fields(values, _WORKLOAD_RULES, required=(), where="workload")
     given = {k: v for k, v in flags.items() if v is not None}
     said = composed | read_fields(given, _WORKLOAD_RULES, required=(), where="workload")
@@ -278,7 +301,8 @@ def _unstated(key: str, model: Model) -> tuple[Any, str]:
     )
 
 
-def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+def mapping_of(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under `key`."""
     values = config.get(key)
     if not isinstance(values, dict):
         raise bad_value(key, values, "is not a mapping", f"override its keys: {key}.KEY=VALUE")
@@ -289,7 +313,8 @@ def _text(config: Mapping[str, Any], key: str) -> str:
     return str(Rule(kind=str).read(key, config.get(key)))
 
 
-def _site(name: str, values: Mapping[str, Any]) -> Site:
+def site_of(name: str, values: Mapping[str, Any]) -> Site:
+    """The record of a site's entry."""
     known = Site.__dataclass_fields__.keys() - {"name"}
     if odd := sorted(values.keys() - known - {"sources"}):
         raise ConfigError(f"site: unknown key {shown(odd[0])}; {nearest(odd[0], known)}")

@@ -96,7 +96,7 @@ class TrainingRequest:
 
     def to_mapping(self) -> dict[str, Any]:
         """The request as plain data, for `request.yaml` and the `request` block of a plan."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "training", **_plain(asdict(self))}
+        return {"schema_version": SCHEMA_VERSION, "kind": "training", **plain(asdict(self))}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], where: str = "request") -> TrainingRequest:
@@ -112,16 +112,13 @@ class TrainingRequest:
             hint = "give a request.yaml that `autoparallel search --out` wrote"
             raise bad_value(where, f"{kind} {version}", rule, hint)
         refuse_code(rest, where)
-        request: TrainingRequest = _record(cls, rest, where)
+        request: TrainingRequest = record_of(cls, rest, where)
         check_model(request.model.name, asdict(request.model))
         return request
 
     def write_yaml(self, path: Path) -> None:
         """Save as YAML, whole or not at all."""
-        text = yaml.dump(
-            self.to_mapping(), Dumper=PlainDumper, sort_keys=False, width=10_000, allow_unicode=True
-        )
-        write_text(path.parent, path.name, text)
+        write_text(path.parent, path.name, yaml_text(self.to_mapping()))
 
     @classmethod
     def from_yaml(cls, path: Path) -> TrainingRequest:
@@ -166,16 +163,17 @@ def _check_precision(precision: str, gpu: Gpu) -> None:
     raise bad_value("precision", precision, rule, f"take --precision {next(iter(known))}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Mappings as dicts and tuples as lists, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 _NESTED: dict[str, type] = {
     "model": Model,
     "cluster": Cluster,
+    "prefill_cluster": Cluster,
     "site": Site,
     "gpu": Gpu,
     "intra_link": Link,
@@ -208,7 +206,7 @@ _RULES: dict[type, dict[str, Rule]] = {
 }
 
 
-def _record(kind: type, values: object, where: str) -> Any:
+def record_of(kind: type, values: object, where: str) -> Any:
     """A record of `kind` from plain data: no key unknown or missing, each value of its type."""
     if not isinstance(values, Mapping):
         raise bad_value(where, values, "is not a mapping", "indent its keys below it")
@@ -230,7 +228,9 @@ def _value(kind: type, key: str, annotation: str, value: object, where: str) -> 
         return (rules.get(key) or _SCALARS[annotation]).read(where, value)
     if key in _NESTED:
         return (
-            None if value is None and "None" in annotation else _record(_NESTED[key], value, where)
+            None
+            if value is None and "None" in annotation
+            else record_of(_NESTED[key], value, where)
         )
     if annotation == "tuple[str, ...]":
         return tuple(texts(value, where))
@@ -262,3 +262,8 @@ def text_mapping(value: object, where: str) -> dict[str, str]:
         if isinstance(text, bool) or not isinstance(text, str | int | float):
             raise bad_value(f"{where}.{name}", text, "is not text", "quote it")
     return {name: _SCALARS["str"].read(where, str(text)) for name, text in value.items()}
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """A saved request as text."""
+    return yaml.dump(values, Dumper=PlainDumper, sort_keys=False, width=10_000, allow_unicode=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,15 @@ from autoparallel.errors import ConfigError
 from autoparallel.layout import PRECISIONS, SCHEDULES
 from autoparallel.measured.cases import Reading, read
 from autoparallel.measured.rows import MeasuredRun, read_runs
+from autoparallel.measured.serving_rows import is_serving_file
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.scores import Block
+from autoparallel.scoreboard.serving import (
+    ServingScore,
+    ServingTable,
+    serving_block,
+    validate_serving,
+)
 from autoparallel.scoreboard.table import (
     Table,
     all_blocks,
@@ -34,7 +41,9 @@ class Score:
     Attributes:
         skipped: Reason -> rows that could not be read or predicted.
         approximated: Rows of a framework that is not in the catalog, scored with a related one.
-        table: Every scored row beside its prediction; not part of the JSON.
+        inference: Scores of serving figures; None where no file has any.
+        table: Every scored training row beside its prediction; not part of the JSON.
+        serving: The same of serving figures.
     """
 
     files: tuple[str, ...]
@@ -51,10 +60,11 @@ class Score:
     without_suspect: Block
     inference: Block | None
     table: Table
+    serving: ServingTable | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The score as JSON data, by the contract."""
-        names = [f.name for f in fields(self) if f.name != "table"]
+        names = [f.name for f in fields(self) if f.name not in ("table", "serving")]
         return {name: plain(name, getattr(self, name)) for name in names}
 
 
@@ -66,16 +76,32 @@ def validate(
     """Predict every measured run in `files` and score the predictions.
 
     Args:
-        files: CSV files of measured runs.
+        files: CSV files of training runs or of serving figures, told apart by their columns.
         config_dir: A folder of models, GPUs and clusters in front of the shipped ones.
         profiles_dir: A folder of calibrated constants in front of the shipped ones.
 
     Raises:
         ProfileError: a file that cannot be read, with line and column.
     """
-    readings, skipped = read_files(files, Path(config_dir) if config_dir else None)
-    predictions = predict(readings, Path(profiles_dir) if profiles_dir else None)
-    return scored([str(f) for f in files], readings, predictions, skipped)
+    where = Path(config_dir) if config_dir else None
+    profiles = Path(profiles_dir) if profiles_dir else None
+    served = [file for file in files if is_serving_file(file)]
+    readings, skipped = read_files([file for file in files if file not in served], where)
+    serving = validate_serving(served, where, profiles) if served else None
+    found = scored([str(f) for f in files], readings, predict(readings, profiles), skipped)
+    return with_serving(found, serving) if serving else found
+
+
+def with_serving(score: Score, serving: ServingScore) -> Score:
+    """`score` with what was found of serving figures."""
+    return replace(
+        score,
+        rows=score.rows + serving.rows,
+        scored=score.scored + len(serving.table),
+        skipped=dict(Counter(score.skipped) + Counter(serving.skipped)),
+        inference=serving_block(serving.table),
+        serving=serving.table,
+    )
 
 
 def read_files(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoparallel.scoreboard.score import Score
+from autoparallel.scoreboard.serving import METRICS, ServingTable, by_cell
 from autoparallel.scoreboard.table import Table, time_errors
 
 MIN_ROWS_OF_A_CELL = 3
@@ -127,6 +128,53 @@ def _group_row(blocks: Mapping[str, Any]) -> tuple[str, ...]:
         percent(fits["false_oom_rate"]),
         percent(blocks["ranking"]["mean_regret"]),
     )
+
+
+def serving_errors(block: Mapping[str, Any]) -> Text:
+    """Errors of serving figures: all, then by model, GPU, backend and precision."""
+    rows = [(f"{m}, all", *error_row(block[m])) for m in METRICS if block[m]["n"]]
+    for cut in ("by_model", "by_gpu", "by_backend", "by_precision"):
+        for name, part in block[cut].items():
+            rows += [(f"{m}, {name}", *error_row(part[m])) for m in METRICS if part[m]["n"]]
+    return Text(title="Serving", columns=("what", *ERROR_COLUMNS), rows=tuple(rows))
+
+
+def serving_order(block: Mapping[str, Any]) -> Text:
+    """How often the parallel sizes we would choose are the measured best."""
+    order = block["ranking"]
+    parts = {"all": order, **order["by_metric"]}
+    rows = tuple(
+        (
+            name,
+            str(part["groups"]),
+            *(percent(part[n]) for n in ("top1", "top1_within_3pct", "mean_regret", "max_regret")),
+        )
+        for name, part in parts.items()
+        if part["groups"]
+    )
+    columns = ("metric", "groups", "picked", "picked within 3 %", "mean regret", "worst regret")
+    return Text(title="Serving: choice of parallel sizes", columns=columns, rows=rows)
+
+
+def serving_worst_cells(table: ServingTable, top: int = 10) -> Text:
+    """Where serving figures are most wrong."""
+    rows = tuple((name, *error_row(block)) for name, block in by_cell(table)[:top])
+    return Text(title="Serving: worst cells", columns=("cell", *ERROR_COLUMNS), rows=rows)
+
+
+def serving_calibrated(block: Mapping[str, Any]) -> Text:
+    """Mean errors of serving figures before and after a calibration, and with models left out."""
+    stages = ("before", "after", "left_out")
+    rows = tuple(
+        (
+            metric,
+            str(block["after"][metric]["n"]),
+            *(percent(block[s][metric]["mape"] if block[s] else None) for s in stages),
+        )
+        for metric in METRICS
+    )
+    columns = ("metric", "rows", "before", "after", "model left out")
+    return Text(title="Mean error of serving figures", columns=columns, rows=rows)
 
 
 def worst_cells(table: Table, top: int = 10) -> Text:

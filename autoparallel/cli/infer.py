@@ -1,0 +1,301 @@
+"""`autoparallel infer`: the ranked serving plan for a model on a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoparallel.cli import common, screen
+from autoparallel.errors import ConfigError, NothingFitsError
+
+if TYPE_CHECKING:
+    from autoparallel.request import ServingRequest
+    from autoparallel.serving_plan import ServingEntry
+    from autoparallel.serving_planning import Solved
+
+
+def infer_verb(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    ] = None,
+    model: common.ModelFlag = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", help="How many, or auto.", metavar="N|auto")
+    ] = None,
+    cluster: common.ClusterFlag = None,
+    gpu: common.GpuFlag = None,
+    prefill_cluster: Annotated[
+        str | None,
+        typer.Option("--prefill-cluster", help="Other GPUs that prefill.", metavar="NAME"),
+    ] = None,
+    prefill_gpus: Annotated[
+        int | None, typer.Option("--prefill-gpus", help="How many of those.", metavar="N")
+    ] = None,
+    input_tokens: Annotated[
+        int | None, typer.Option("--input-tokens", help="Prompt of a request.", metavar="N")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--output-tokens", help="Answer of a request.", metavar="N")
+    ] = None,
+    prefix_tokens: Annotated[
+        int | None,
+        typer.Option("--prefix-tokens", help="Prompt tokens in the prefix cache.", metavar="N"),
+    ] = None,
+    accepted_tokens: Annotated[
+        float | None,
+        typer.Option(
+            "--accepted-tokens", help="Tokens a decode step yields (speculation).", metavar="X"
+        ),
+    ] = None,
+    ttft_ms: Annotated[
+        float | None, typer.Option("--ttft-ms", help="Limit: time to first token.", metavar="MS")
+    ] = None,
+    tpot_ms: Annotated[
+        float | None, typer.Option("--tpot-ms", help="Limit: time per later token.", metavar="MS")
+    ] = None,
+    e2e_ms: Annotated[
+        float | None, typer.Option("--e2e-ms", help="Limit: whole request.", metavar="MS")
+    ] = None,
+    percentile: Annotated[
+        str | None,
+        typer.Option("--percentile", help="What limits bind: mean, p50, p90 or p99 [mean]."),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="throughput, latency or cost [throughput].")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="vllm, sglang, tensorrt-llm, with commas, or all [all]."),
+    ] = None,
+    request_rate: Annotated[
+        float | None,
+        typer.Option("--request-rate", help="Load: requests a second, at random.", metavar="R"),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", help="Load: clients of a closed loop.", metavar="C"),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Load: CSV with arrival,input,output.", metavar="FILE"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="Of weights: bf16, fp8, ... [the checkpoint's own]."),
+    ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option("--kv-dtype", help="Of the KV cache: bf16, fp8 [bf16].")
+    ] = None,
+    disaggregated: Annotated[
+        str | None, typer.Option("--disaggregated", help="auto, on or off [auto].")
+    ] = None,
+    from_plan: Annotated[
+        Path | None,
+        typer.Option("--from-plan", help="Model and cluster of a training run.", metavar="RUN"),
+    ] = None,
+    allow: common.AllowFlag = None,
+    top: Annotated[int, typer.Option("--top", help="Deployments to list.", metavar="N")] = 10,
+    json: common.JsonFlag = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
+    ] = None,
+    saved: common.FromFlag = None,
+    config_dir: common.ConfigDirFlag = None,
+    profiles_dir: common.ProfilesDirFlag = None,
+    quiet: common.QuietFlag = False,
+) -> None:
+    """Rank the ways to serve a model on a cluster within latency limits."""
+    if not 1 <= top <= 10_000:
+        raise ConfigError(f"--top: {top} is not in 1 to 10000; the usual is 10")
+    flags = {
+        "model": model,
+        "num_gpus": gpus,
+        "cluster": cluster,
+        "gpu": gpu,
+        "prefill_cluster": prefill_cluster,
+        "prefill_gpus": prefill_gpus,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "prefix_tokens": prefix_tokens,
+        "accepted_tokens": accepted_tokens,
+        "ttft_ms": ttft_ms,
+        "tpot_ms": tpot_ms,
+        "e2e_ms": e2e_ms,
+        "percentile": percentile,
+        "objective": objective,
+        "backend": backend,
+        "request_rate": request_rate,
+        "concurrency": concurrency,
+        "trace": trace,
+        "precision": precision,
+        "kv_dtype": kv_dtype,
+        "disaggregated": disaggregated,
+        "overrides": tuple(overrides or ()),
+        "from_plan": from_plan,
+    }
+    folders: dict[str, Any] = {"config_dir": config_dir, "profiles_dir": profiles_dir}
+    request = _request(flags, allow=bool(common.allowed(allow)), saved=saved, folders=folders)
+    _answer(request, top=top, as_json=json, out=out, quiet=quiet)
+
+
+def _request(
+    flags: Mapping[str, Any], *, allow: bool, saved: Path | None, folders: dict[str, Any]
+) -> ServingRequest:
+    """The request that the flags make, or the one saved in a file."""
+    from autoparallel.request import ServingRequest, serving_request
+
+    given = {key: value for key, value in flags.items() if value not in (None, "", ())}
+    if saved is not None:
+        if given or allow:
+            name = next(iter(given), "allow")
+            raise ConfigError(
+                f"{common.flag(name)}: given beside --from, which holds the whole request"
+            )
+        return common.moved(ServingRequest.from_yaml(saved), folders)
+    if (run := given.pop("from_plan", None)) is not None:
+        given = _of_training(run, given)
+    for needed in ("model", "num_gpus"):
+        if needed not in given:
+            raise ConfigError(f"{common.flag(needed)}: missing, and has no default; add it")
+    return serving_request(**given, allow_numerics=allow, **folders)
+
+
+def _of_training(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The flags with the model and the cluster of a saved training plan."""
+    from autoparallel.plan import load_plan
+    from autoparallel.request import TrainingRequest
+
+    for name in ("model", "cluster", "gpu"):
+        if name in given:
+            raise ConfigError(f"--{name}: given beside --from-plan, which has its own; leave one")
+    training = TrainingRequest.from_mapping(load_plan(run).request, f"{run} request")
+    return {**given, "model": training.model, "cluster": training.cluster}
+
+
+def _answer(
+    request: ServingRequest, *, top: int, as_json: bool, out: Path | None, quiet: bool
+) -> None:
+    """Search, save the run, show the plan."""
+    from autoparallel.serving_planning import solve
+
+    solved = solve(request, top=top)
+    folder = out if out or as_json else _default_folder(request)
+    names, unsaved = [], None
+    try:
+        names = _saved(folder, solved) if folder else []
+    except ConfigError as error:  # the answer is worth showing all the same
+        unsaved = error
+    if as_json:
+        typer.echo(solved.plan.text(), nl=False)
+        if names and not quiet:
+            typer.echo(f"saved in {folder}", err=True)
+    else:
+        _show(solved, quiet)
+        if folder and names and not quiet:
+            from autoparallel.cli.plan_view import files_line
+
+            screen.show(files_line(folder, names))
+    if unsaved is not None:
+        raise unsaved
+    if not solved.plan.entries:
+        raise NothingFitsError(_nothing(solved))
+
+
+def _show(solved: Solved, quiet: bool) -> None:
+    from autoparallel.cli import serving_view
+    from autoparallel.serving_planning import tied
+
+    plan, request = solved.plan, solved.request
+    head = [] if quiet else screen.prose(serving_view.first_line(request))
+    if not plan.entries:
+        screen.show(head and [*head, *serving_view.sieve(plan)])
+        return
+    equal = tied(solved)
+    labels = [f"{e.rank}{'=' * same}" for e, same in zip(plan.entries, equal, strict=True)]
+    labels[0] = str(plan.entries[0].rank)
+    lines = [*head, *serving_view.table(labels, plan.entries)]
+    if not quiet:
+        lines += serving_view.decision(plan.entries[0], sum(equal) - 1, request)
+        lines += serving_view.shares(plan.entries[0])
+        lines += serving_view.sieve(plan)
+    screen.show(lines)
+
+
+def _default_folder(request: ServingRequest) -> Path:
+    """`runs/<time>-<model>-serving-<gpus>/`."""
+    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    gpus = request.num_gpus or "auto"
+    return Path("runs") / f"{started}-{request.model.name}-serving-{gpus}"
+
+
+def _saved(folder: Path, solved: Solved) -> list[str]:
+    """Write the files of a run; returns their names in the folder."""
+    from autoparallel.cli.serving_launch import write_pareto, write_serving_files
+
+    solved.plan.write(folder)
+    solved.request.write_yaml(folder / "request.yaml")
+    names = ["plan.json", "request.yaml"]
+    if solved.plan.entries:
+        names.append(write_pareto(folder, solved))
+        written = write_serving_files(solved.request, solved.plan.entries[0], folder)
+        root = folder.resolve()
+        names += [str(path.resolve().relative_to(root)) for path in written]
+    return names
+
+
+def _nothing(solved: Solved) -> str:
+    """What stands in the way, the nearest miss with its numbers, and what would meet the limits."""
+    from autoparallel.cli.serving_view import deployment
+    from autoparallel.serving_planning import nearest_miss, rescues
+
+    plan, request = solved.plan, solved.request
+    if not plan.evaluated:
+        rule, count = next(iter(plan.pruned.items()), ("none", 0))
+        from autoparallel.serving_planning import explanation
+
+        return (
+            f"plan: none of {plan.considered:,} deployments is legal; {rule!r} left out {count:,}: "
+            f"{explanation(rule)}; give more GPUs or another space"
+        )
+    miss = nearest_miss(solved)
+    if miss is None:
+        lines = [f"plan: none of {plan.evaluated:,} legal deployments fits in memory"]
+    else:
+        lines = [f"plan: none of {plan.evaluated:,} legal deployments keeps the limits"]
+        lines.append(f"nearest miss: {miss.backend} {miss.mode}, {deployment(miss)}")
+        for name in ("ttft_ms", "tpot_ms"):
+            limit, seen = getattr(request, name), _bound(miss, name, request.percentile)
+            if limit is not None and seen is not None:
+                verdict = "kept" if seen <= limit else "BROKEN"
+                word = f"{name.removesuffix('_ms').upper()} {seen:,.1f} ms of {limit:g} ms"
+                lines.append(f"  {word}: {verdict}")
+        limits = _reachable(request, miss)
+        if limits:
+            lines.append(f"would do: {limits}: this very deployment")
+        if request.request_rate is not None and miss.load is not None:
+            lines.append(f"  carries {miss.load:.3g} of {request.request_rate:g} requests/s")
+    for flags, entry in rescues(request):
+        lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
+    if not lines[-1].startswith("would do"):
+        lines.append("8-bit weights and KV cache, disaggregation and 32 times the GPUs do not help")
+    return "\n  ".join(lines)
+
+
+def _reachable(request: ServingRequest, miss: ServingEntry) -> str:
+    """The broken limits at what the nearest miss reaches, as flags."""
+    words = []
+    for name in ("ttft_ms", "tpot_ms"):
+        limit, seen = getattr(request, name), _bound(miss, name, request.percentile)
+        if limit is not None and seen is not None and seen > limit:
+            words.append(f"{common.flag(name)} {math.ceil(seen * 10) / 10:g}")
+    return " ".join(words)
+
+
+def _bound(entry: ServingEntry, name: str, percentile: str) -> float | None:
+    value: float | None = getattr(entry, name if percentile == "mean" else f"{name}_{percentile}")
+    return value

@@ -1,0 +1,174 @@
+"""Calibrated serving constants of a backend on a GPU generation, read from `profiles/serving/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autoparallel.errors import ProfileError, nearest
+from autoparallel.inference.backend import BACKENDS
+from autoparallel.inference.constants import (
+    CONSTANT_NAMES,
+    ENGINE_NAMES,
+    ServingConstants,
+    for_generation,
+)
+from autoparallel.profiles import GENERATIONS, record
+from autoparallel.strict_yaml import read_yaml
+
+FOLDER = "serving"
+EVERYTHING = "all"
+"""Name of the profile fitted to the runs of all backends and generations."""
+BORROWED_SPREAD = 1.5
+"""How much wider the spread of borrowed constants is."""
+_KEYS = ("family", "fitted", "source", "rows", "models", "versions", "constants", "spread")
+
+
+def _deviation(prior: float) -> Any:
+    return field(default=prior, metadata={"low": 0.0, "high": 3.0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSpread:
+    """Standard deviations of the log of predicted over measured figures of left-out models."""
+
+    ttft: float = _deviation(0.5)
+    tpot: float = _deviation(0.2)
+    throughput: float = _deviation(0.2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingCalibration:
+    """Constants of one family with their spread and where they come from.
+
+    Attributes:
+        family: Backend and GPU generation, `vllm-hopper`.
+        state: `measured` when fitted to runs of this very family, `assumed` when borrowed or prior.
+        borrowed_from: Whose constants these are; empty when they are its own.
+        measured_names: Constants that the runs determine; the others stand near their prior.
+    """
+
+    family: str
+    constants: ServingConstants = field(default_factory=ServingConstants)
+    spread: ServingSpread = field(default_factory=ServingSpread)
+    state: str = "assumed"
+    borrowed_from: str = ""
+    rows: int = 0
+    measured_names: tuple[str, ...] = ()
+    source: str = ""
+
+
+def serving_calibration(
+    backend: str, generation: str, folders: Sequence[Path]
+) -> ServingCalibration:
+    """The calibration of `backend` on GPUs of `generation`, or a borrowed one.
+
+    Args:
+        backend: Name of the engine.
+        generation: Of the GPU.
+        folders: Where profiles are, in order of precedence; each has a folder `serving`.
+
+    Raises:
+        ProfileError: a profile file that does not parse.
+    """
+    known: dict[str, ServingCalibration] = {}
+    for folder in reversed(folders):
+        known |= known_calibrations(folder)
+    return chosen(known, backend, generation)
+
+
+@cache
+def known_calibrations(folder: Path) -> Mapping[str, ServingCalibration]:
+    """Every profile of `folder`/serving, by family.
+
+    Raises:
+        ProfileError: a profile file that does not parse.
+    """
+    return {p.stem: read_serving(p) for p in sorted((folder / FOLDER).glob("*.yaml"))}
+
+
+def chosen(
+    known: Mapping[str, ServingCalibration], backend: str, generation: str
+) -> ServingCalibration:
+    """The calibration of `backend` on GPUs of `generation` among `known`, or a borrowed one.
+
+    Without its own it takes the constants of the kernels from the backend with most runs on that
+    generation, those of the engine's own code from the same backend on the nearest generation, and
+    what nobody there has from the fit to all runs, scaled by what is known of the generation. A
+    borrowed one says `assumed` and is wider.
+    """
+    family = f"{backend}-{generation}"
+    if family in known:
+        return known[family]
+    base = known.get(EVERYTHING, ServingCalibration(family=EVERYTHING))
+    constants = for_generation(base.constants, generation)
+    kernels, engine = _same_generation(known, generation), _same_backend(known, backend, generation)
+    if kernels:
+        names = [n for n in CONSTANT_NAMES if n not in ENGINE_NAMES]
+        constants = _taken(constants, kernels.constants, names)
+    if engine:
+        constants = _taken(constants, engine.constants, ENGINE_NAMES)
+    lenders = [(kernels or base).family, (engine or base).family]
+    return _borrowed(replace(base, constants=constants), family, lenders)
+
+
+def _taken(to: ServingConstants, giver: ServingConstants, names: Iterable[str]) -> ServingConstants:
+    return replace(to, **{name: getattr(giver, name) for name in names})
+
+
+def _same_generation(
+    known: Mapping[str, ServingCalibration], generation: str
+) -> ServingCalibration | None:
+    there = [c for name, c in known.items() if any(name == f"{b}-{generation}" for b in BACKENDS)]
+    return max(there, key=lambda c: c.rows, default=None)
+
+
+def _same_backend(
+    known: Mapping[str, ServingCalibration], backend: str, generation: str
+) -> ServingCalibration | None:
+    at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
+    near = sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
+    return next((known[f"{backend}-{g}"] for g in near if f"{backend}-{g}" in known), None)
+
+
+def _borrowed(found: ServingCalibration, family: str, lenders: Iterable[str]) -> ServingCalibration:
+    wider = {f.name: getattr(found.spread, f.name) * BORROWED_SPREAD for f in fields(ServingSpread)}
+    return replace(
+        found,
+        family=family,
+        spread=ServingSpread(**wider),
+        state="assumed",
+        borrowed_from=" and ".join(dict.fromkeys(lenders)),
+        measured_names=(),
+        source=found.source or "priors: no profile was found",
+    )
+
+
+@cache
+def read_serving(path: Path) -> ServingCalibration:
+    """One profile file.
+
+    Raises:
+        ProfileError: an unknown block or constant, or a value outside its physical bounds.
+    """
+    data: Mapping[str, object] = read_yaml(path)
+    if unknown := sorted(data.keys() - set(_KEYS)):
+        raise ProfileError(f"{path.name}: unknown key {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
+    entries = data.get("constants") or {}
+    stated = entries if isinstance(entries, dict) else {}
+    return ServingCalibration(
+        family=str(data.get("family", path.stem)),
+        constants=record(path, ServingConstants, "constants", data),
+        spread=record(path, ServingSpread, "spread", data),
+        state="measured",
+        rows=int(float(str(data.get("rows", 0)))),
+        measured_names=tuple(
+            name
+            for name, entry in stated.items()
+            if isinstance(entry, dict) and entry.get("state") == "measured"
+        ),
+        source=str(data.get("source", "")),
+    )

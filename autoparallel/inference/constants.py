@@ -1,0 +1,145 @@
+"""Serving constants: what the formulas of this room multiply physics by, with bounds and meaning.
+
+One record belongs to a backend on a GPU generation; every field is a scalar or [N]. The defaults
+are the priors of an unknown engine, read off published kernel measurements (medians over the
+aiconfigurator kernel tables, Apache-2.0) or assumed where the meaning says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from autoparallel.constants import constant
+from autoparallel.units import Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServingConstants:
+    """Bounded, physically meaningful numbers of one serving engine on one GPU generation."""
+
+    gemm_efficiency: Num = constant(
+        0.75, 0.4, 0.97, "share of the dense bf16 peak that a large GEMM reaches"
+    )
+    fp8_efficiency: Num = constant(0.75, 0.4, 1.05, "the same share under fp8, relative to bf16's")
+    fp4_efficiency: Num = constant(
+        0.5, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
+    )
+    gemm_ramp_waves: Num = constant(
+        0.15, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
+    )
+    narrow_ramp_waves: Num = constant(
+        0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
+    )
+    memory_bandwidth: Num = constant(
+        0.75, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
+    )
+    kernel_s: Num = constant(
+        3e-6, 0.5e-6, 15e-6, "time a kernel takes however small it is, inside a CUDA graph"
+    )
+    kernels_per_layer: Num = constant(
+        9.0, 4.0, 30.0, "kernels of one layer that are bound by their own start"
+    )
+    attention_efficiency: Num = constant(
+        0.6, 0.2, 0.9, "share of the bf16 peak that prefill attention reaches on long prompts"
+    )
+    attention_half_tokens: Num = constant(
+        1300.0, 100.0, 6000.0, "prompt length at which prefill attention reaches half of that"
+    )
+    kv_bandwidth: Num = constant(
+        0.75, 0.3, 0.93, "share of memory bandwidth at which decode attention streams the KV cache"
+    )
+    decode_attention_s: Num = constant(
+        6e-6, 1e-6, 30e-6, "time of one layer's decode attention however short the contexts"
+    )
+    all_reduce: Num = constant(
+        1.2, 0.8, 4.0, "time of an engine's all-reduce over its isolated measured time"
+    )
+    moe_efficiency: Num = constant(
+        0.7, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
+    )
+    upcast_efficiency: Num = constant(
+        0.5, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
+    )
+    expert_padding: Num = constant(
+        32.0, 0.0, 256.0, "rows by which the tiles of an expert's GEMM exceed its tokens, mean"
+    )
+    expert_imbalance: Num = constant(1.2, 1.0, 2.5, "load of the fullest expert rank over the mean")
+    hidden_passes: Num = constant(
+        12.0, 2.0, 60.0, "times a layer reads or writes the hidden state outside its GEMMs"
+    )
+    moe_s: Num = constant(
+        20e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
+    )
+    step_s: Num = constant(
+        1.0e-3, 0.0, 20e-3, "host time of a step that the GPU waits for: scheduling, sampling"
+    )
+    sequence_s: Num = constant(20e-6, 0.0, 200e-6, "the same for every sequence of the step")
+    arm_host: Num = constant(1.5, 1.0, 2.5, "host time on a Grace CPU over that on an x86 host")
+    prefill_step_s: Num = constant(
+        3e-3,
+        0.0,
+        60e-3,
+        "extra time of a step with prompt tokens, which runs outside the CUDA graphs",
+    )
+    prefill_layer_s: Num = constant(
+        100e-6, 5e-6, 600e-6, "the same for every layer, whose kernels are started one by one"
+    )
+    request_s: Num = constant(
+        10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
+    )
+    stream_s: Num = constant(
+        40e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
+    )
+    prompts_in_line: Num = constant(
+        2.0, 0.1, 8.0, "prompts a closed-loop request waits behind in steady state"
+    )
+
+
+CONSTANT_NAMES = tuple(f.name for f in fields(ServingConstants))
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Physical bounds of a serving constant."""
+    metadata = ServingConstants.__dataclass_fields__[name].metadata
+    return metadata["low"], metadata["high"]
+
+
+ENGINE_NAMES = (
+    "all_reduce",
+    "step_s",
+    "sequence_s",
+    "prefill_step_s",
+    "prefill_layer_s",
+    "request_s",
+    "stream_s",
+    "prompts_in_line",
+)
+"""Constants of the engine's own code; the others belong to the GPU and its kernels."""
+
+GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
+    "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
+    "blackwell": {"gemm_efficiency": 0.88, "memory_bandwidth": 0.85},
+}
+"""Constants of a generation over those of Hopper before any run of it is known.
+
+`gemm_efficiency`: the rate `e` that `e w / (w + w0)` fits to isolated products of 512 rows and
+more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
+(`benchmarks/measured/microbench.csv`).
+`memory_bandwidth`: medians of 63 % on B200 and 74 % on H100 for products of at most 64 rows in the
+aiconfigurator GEMM tables (Apache-2.0).
+"""
+
+
+def for_generation(constants: ServingConstants, generation: str) -> ServingConstants:
+    """Constants known on Hopper as another generation is expected to have them, in their bounds."""
+    factors = GENERATION_FACTORS.get(generation, {})
+    return replace(
+        constants, **{n: bounded(n, getattr(constants, n) * f) for n, f in factors.items()}
+    )
+
+
+def bounded(name: str, value: float) -> float:
+    """`value` inside the bounds of constant `name`."""
+    low, high = bounds(name)
+    return min(max(value, low), high)

@@ -1,0 +1,103 @@
+"""Kernels of a serving step: GEMM from one token to thousands, attention, small collectives."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoparallel.inference.setting import ACTIVATION_BYTES, WEIGHT_BYTES, Setting
+from autoparallel.units import Num, indicator
+
+TILE = (128.0, 256.0)
+"""Output tile of one multiprocessor in a large GEMM."""
+NORM = 4.0
+"""How the two bounds of a GEMM meet: a p-norm, since neither hides wholly behind the other."""
+
+
+def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0) -> Num:
+    """Time of `matrices` products [m, k] x [k, n], without the start of the kernel.
+
+    Arithmetic at a rate that ramps with the waves of output tiles, or reading the weights at the
+    rate of a skinny product, whichever is longer, joined smoothly.
+
+    Args:
+        setting: What is served.
+        precision: Of the weights.
+        m: Tokens, scalar or [N].
+        n: Outputs on this GPU.
+        k: Inputs on this GPU.
+        matrices: Products of that size (experts of one layer).
+    """
+    c = setting.constants
+    flops = 2.0 * m * n * k * matrices
+    waves = m * n * matrices / (TILE[0] * TILE[1]) / setting.machine.sms
+    ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
+    rate = setting.gemm_flops_per_s(precision) * ramp
+    moved = WEIGHT_BYTES[precision] * n * k * matrices
+    moved = moved + (ACTIVATION_BYTES.get(precision, 1.0) * k + 2.0 * n) * m * matrices
+    bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
+    compute = flops / np.maximum(rate, 1.0)
+    return (compute**NORM + (moved / bandwidth) ** NORM) ** (1.0 / NORM)
+
+
+def _wide(precision: str) -> bool:
+    return precision in ("bf16", "fp16")
+
+
+def elementwise_s(setting: Setting, tokens: Num, copies: Num = 1.0) -> Num:
+    """Norms, activations, rotations, quantisation of one layer: `copies` of the hidden state."""
+    moved = setting.constants.hidden_passes * 2.0 * tokens * setting.shape.h * copies
+    return moved / setting.machine.memory_bandwidth_bytes_per_s
+
+
+def prompt_attention_s(setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num) -> Num:
+    """Attention of one layer over `pairs` (query, key) pairs of `heads` query heads on this GPU."""
+    m, c = setting.shape, setting.constants
+    share = c.attention_efficiency * prompt_tokens / (prompt_tokens + c.attention_half_tokens)
+    flops = 2.0 * pairs * heads * (m.d_qk + m.d_v)
+    return flops / (setting.machine.bf16_flops_per_s * np.maximum(share, 1e-6))
+
+
+def decode_attention_s(setting: Setting, cache_bytes: Num, flops: Num) -> Num:
+    """One layer's attention over cached tokens: streams the cache, or computes latent heads."""
+    c = setting.constants
+    stream = cache_bytes / (setting.machine.memory_bandwidth_bytes_per_s * c.kv_bandwidth)
+    compute = flops / (setting.machine.bf16_flops_per_s * c.attention_efficiency)
+    return np.maximum(stream, compute)
+
+
+def all_reduce_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
+    """All-reduce of an engine: its own one-shot kernel or NCCL, whichever is faster; 0 for 1 rank.
+
+    Inside the NVLink domain the measured tables hold, scaled by the link. A group that leaves it
+    reduces in the domain and rings over the fabric between domains.
+    """
+    machine, tables = setting.machine, setting.operators.collectives
+    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    inside = np.minimum(ranks, machine.domain_gpus)
+    times = [tables.seconds(op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
+    fastest = times[0] if len(times) == 1 else np.minimum(times[0], times[1])
+    domains = np.ceil(ranks / machine.domain_gpus)
+    wire = 2.0 * (domains - 1) / domains * message_bytes / inside
+    outside = 2.0 * (domains - 1) * machine.inter_latency_s + wire / machine.inter_bytes_per_s
+    return (fastest * scale + outside) * setting.constants.all_reduce
+
+
+_REDUCTIONS = ("custom_all_reduce", "all_reduce")
+
+
+def _has(setting: Setting, op: str) -> bool:
+    return op in setting.operators.collectives.log2_seconds
+
+
+def all_to_all_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
+    """Token exchange in which every rank sends `message_bytes`; 0 for one rank."""
+    machine, tables = setting.machine, setting.operators.collectives
+    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    inside = np.minimum(ranks, machine.domain_gpus)
+    near = tables.seconds("all_to_all", message_bytes, inside) * scale
+    domains = np.ceil(ranks / machine.domain_gpus)
+    far = message_bytes * (domains - 1) / domains / machine.inter_bytes_per_s
+    total: Num = (
+        near + far + machine.inter_latency_s * indicator(domains > 1)
+    ) * setting.constants.all_reduce
+    return total

@@ -1,0 +1,161 @@
+"""Laws of a serving step: what it is made of, and what makes it faster or slower."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from serving import served
+
+from autoparallel.inference import Batch, Instance, StepTime, mixed_step
+from autoparallel.inference.kernels import all_reduce_s, gemm_s
+from autoparallel.inference.steps import (
+    decode_step_s,
+    distinct_experts,
+    mixed_step_s,
+    prefill_step_s,
+)
+
+MODELS = [("llama-3.1-70b", "bf16"), ("deepseek-v3", "fp8"), ("gpt-oss-20b", "mxfp4")]
+COLUMNS = Instance(
+    tensor_model_parallel_size=np.array([1.0, 2.0, 4.0, 8.0, 1.0]),
+    pipeline_model_parallel_size=np.array([1.0, 1.0, 2.0, 1.0, 1.0]),
+    attention_data_parallel_size=np.array([1.0, 1.0, 1.0, 1.0, 8.0]),
+    expert_model_parallel_size=np.array([1.0, 1.0, 4.0, 8.0, 8.0]),
+    kv_element_bytes=np.array([2.0, 1.0, 2.0, 1.0, 1.0]),
+)
+BATCH = Batch(
+    decoding=np.array([1.0, 7.0, 64.0, 300.0, 64.0]),
+    context_tokens=np.array([100.0, 4000.0, 900.0, 10.0, 70.0]),
+    prompt_tokens=np.array([0.0, 1024.0, 8192.0, 3.0, 0.0]),
+    prompt_context=np.array([0.0, 512.0, 9000.0, 1.0, 0.0]),
+)
+
+
+def row(record, i):
+    return replace(
+        record,
+        **{f.name: float(v[i]) for f in fields(record) if np.ndim(v := getattr(record, f.name))},
+    )
+
+
+@pytest.mark.parametrize(("model", "precision"), MODELS)
+def test_a_column_is_its_rows_one_by_one(model, precision):
+    case = served(model, precision)
+    together = mixed_step(case, COLUMNS, BATCH)
+    for i in range(5):
+        alone = mixed_step(case, row(COLUMNS, i), row(BATCH, i))
+        for f in fields(StepTime):
+            column = np.broadcast_to(getattr(together, f.name), (5,))
+            assert column[i] == pytest.approx(float(getattr(alone, f.name)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("model", "precision"), MODELS)
+def test_parts_are_finite_not_negative_and_add_up(model, precision):
+    step = mixed_step(served(model, precision), COLUMNS, BATCH)
+    parts = [np.broadcast_to(getattr(step, f.name), (5,)) for f in fields(StepTime)]
+    assert np.all(np.isfinite(parts))
+    assert np.all(np.array(parts) >= 0)
+    np.testing.assert_allclose(np.sum(parts, axis=0), step.total)
+
+
+@pytest.mark.parametrize(("model", "precision"), MODELS)
+def test_one_gpu_communicates_with_nobody(model, precision):
+    step = mixed_step(
+        served(model, precision), Instance(), Batch(decoding=8.0, context_tokens=99.0)
+    )
+    assert step.tp_comm_s == step.ep_comm_s == step.pp_comm_s == 0
+
+
+@pytest.mark.parametrize("faster", ["memory_bandwidth_bytes_per_s", "bf16_flops_per_s"])
+@pytest.mark.parametrize(("model", "precision"), MODELS)
+def test_a_better_machine_is_never_slower(model, precision, faster):
+    case = served(model, precision)
+    better = replace(case.machine, **{faster: 1.5 * getattr(case.machine, faster)})
+    improved = replace(case, machine=better)
+    assert np.all(
+        mixed_step_s(improved, COLUMNS, BATCH) <= mixed_step_s(case, COLUMNS, BATCH) * (1 + 1e-12)
+    )
+
+
+def test_more_sequences_and_longer_contexts_never_make_a_step_faster():
+    case, tp2 = served("llama-3.1-8b"), Instance(tensor_model_parallel_size=2.0)
+    batches = np.arange(1.0, 400.0)
+    assert np.all(np.diff(decode_step_s(case, tp2, batches, 1000.0)) > 0)
+    assert np.all(np.diff(decode_step_s(case, tp2, 16.0, 100 * batches)) > 0)
+
+
+def test_a_lone_token_costs_reading_the_weights():
+    case = served("llama-3.1-70b")
+    seconds = decode_step_s(case, Instance(tensor_model_parallel_size=8.0), 1.0, 1.0)
+    ideal = 2 * 70.5e9 / 8 / case.machine.memory_bandwidth_bytes_per_s
+    assert 1.2 * ideal < seconds < 2.5 * ideal
+
+
+def test_a_long_prompt_costs_its_arithmetic():
+    case = served("llama-3.1-70b")
+    seconds = prefill_step_s(case, Instance(tensor_model_parallel_size=8.0), 8192.0)
+    ideal = 2 * 70.5e9 * 8192 / 8 / case.machine.bf16_flops_per_s
+    assert 1.2 * ideal < seconds < 3 * ideal
+
+
+def test_a_cached_prefix_saves_its_arithmetic_but_is_still_attended_to():
+    case, one = served("llama-3.1-8b"), Instance()
+    whole = prefill_step_s(case, one, 8000.0)
+    rest = prefill_step_s(case, one, 4000.0, 4000.0)
+    assert prefill_step_s(case, one, 4000.0) < rest < whole
+
+
+def test_narrower_weights_are_read_faster():
+    times = [
+        decode_step_s(served("llama-3.1-70b", p, "dgx-b200"), Instance(), 1.0, 1.0)
+        for p in ("bf16", "fp8", "nvfp4")
+    ]
+    assert times == sorted(times, reverse=True)
+
+
+def test_a_format_the_gpu_lacks_saves_bytes_but_not_arithmetic():
+    hopper = served("gpt-oss-20b", "mxfp4")
+    assert hopper.gemm_flops_per_s("mxfp4") < hopper.gemm_flops_per_s("bf16")
+    blackwell = served("gpt-oss-20b", "mxfp4", "dgx-b200")
+    assert blackwell.gemm_flops_per_s("mxfp4") == blackwell.gemm_flops_per_s("fp8")
+
+
+def test_distinct_experts_go_from_the_chosen_ones_to_all():
+    assert distinct_experts(128.0, 8.0, 1.0) == pytest.approx(8.0)
+    assert distinct_experts(128.0, 8.0, 1e6) == pytest.approx(128.0)
+    assert distinct_experts(16.0, 16.0, 1.0) == pytest.approx(16.0)
+    counts = distinct_experts(256.0, 8.0, np.arange(1.0, 500.0))
+    assert np.all(np.diff(counts) > 0)
+
+
+def test_a_small_batch_reads_few_experts():
+    case = served("qwen3-30b-a3b")
+    one = mixed_step(case, Instance(), Batch(decoding=1.0, context_tokens=1.0)).experts_s
+    many = mixed_step(case, Instance(), Batch(decoding=256.0, context_tokens=1.0)).experts_s
+    assert 3 * one < many < 30 * one
+
+
+def test_an_all_reduce_takes_the_faster_of_the_two_kernels_and_nothing_alone():
+    case = served("llama-3.1-8b")
+    assert all_reduce_s(case, 1e6, 1.0) == 0
+    small = all_reduce_s(case, 16384.0, 8.0) / case.constants.all_reduce
+    nccl = case.operators.collectives.seconds("all_reduce", 16384.0, 8.0)
+    assert small < nccl / 2
+
+
+def test_leaving_the_fast_domain_costs():
+    case = served("llama-3.1-405b")
+    assert all_reduce_s(case, 1e7, 16.0) > 1.5 * all_reduce_s(case, 1e7, 8.0)
+
+
+def test_a_gemm_is_bound_by_bytes_when_skinny_and_by_arithmetic_when_square():
+    case, n = served("llama-3.1-8b"), 16384.0
+    skinny = gemm_s(case, "bf16", 1.0, n, n)
+    assert skinny == pytest.approx(
+        2 * n * n / case.machine.memory_bandwidth_bytes_per_s / case.constants.memory_bandwidth,
+        rel=0.02,
+    )
+    rate = 2 * n**3 / gemm_s(case, "bf16", n, n, n) / case.machine.bf16_flops_per_s
+    assert rate == pytest.approx(case.constants.gemm_efficiency, rel=0.05)
