@@ -46,22 +46,37 @@ def pin_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Write a lock of a plan's layout."""
-    from autoparallel.plan import load_plan
-
     if to.exists() and not force:
         hint = "`regress check FILE --update` pins it again and keeps its note; --force starts over"
         raise bad_value("--to", str(to), "exists", hint)
     if not to.name.endswith((".yaml", ".yml")):
         raise bad_value("--to", str(to), "does not end in .yaml", f"name it NAME{SUFFIX}")
-    plan = load_plan(run)
-    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
-    if entry is None:
-        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} layouts")
+    saved, layout, run_s = _choice(run, rank)
     files = {"model": model, "cluster": cluster}
-    lock, today = _pinned(plan.request, str(entry.layout), to, files, note, measured)
+    lock, today = _pinned(saved, layout, to, files, note, measured)
     lock.write(to)
     if not quiet:
-        screen.show(_pin_lines(to, lock, today, entry.iteration_s))
+        screen.show(_pin_lines(to, lock, today, run_s))
+
+
+def _choice(run: Path, rank: int) -> tuple[Mapping[str, Any], str, float | None]:
+    """The request of a plan of either kind, its choice at `rank`, and that one's step time."""
+    from autoparallel.plan import load_plan
+    from autoparallel.regression.serving import deployment
+    from autoparallel.serving_plan import load_serving_plan
+
+    try:
+        plan: Any = load_plan(run)
+    except ConfigError as error:
+        if "kind: 'serving'" not in str(error):
+            raise
+        plan = load_serving_plan(run)
+    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
+    if entry is None:
+        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} entries")
+    if plan.kind == "serving":
+        return plan.request, deployment(entry), None
+    return plan.request, str(entry.layout), entry.iteration_s
 
 
 def _pinned(
@@ -73,20 +88,16 @@ def _pinned(
     measured: Path | None,
 ) -> tuple[Lock, Today]:
     """The lock of a layout under today's code, and today's answer."""
-    from autoparallel.regression.kinds import TRAINING
+    from autoparallel.regression import answers
     from autoparallel.regression.pin import pinned_lock
-    from autoparallel.regression.training import asked, resolved, training_today
-    from autoparallel.request import TrainingRequest
 
-    request = TrainingRequest.from_mapping(saved, "request")
-    ask = asked(request, to.parent, files)
-    today = training_today(resolved(ask, to.parent, {}))
-    if not today.standing(layout, {}).legal:
-        raise bad_value("RUN", layout, "is not legal under today's code", "search again")
-    samples = _samples(measured, TRAINING.name, ask, layout) if measured else None
-    lock = pinned_lock(
-        TRAINING, ask, today, layout, versions=_versions(), measured=samples, note=note
-    )
+    ask = answers.asked(saved, to.parent, files)
+    kind = answers.kind_of_request(saved)
+    today = answers.answered(kind, ask, to.parent, {})
+    if (now := today.standing(layout, {})) and not now.legal:
+        raise bad_value("RUN", layout, f"does not hold today: {now.reasons[0]}", "search again")
+    samples = _samples(measured, kind.name, ask, layout) if measured else None
+    lock = pinned_lock(kind, ask, today, layout, versions=_versions(), measured=samples, note=note)
     return lock, today
 
 
@@ -98,7 +109,7 @@ def _pin_lines(to: Path, lock: Lock, today: Today, run_s: float | None) -> list[
     told = ", ".join(
         figure_text(name, value)
         for name in lock.kind.worse
-        if (value := figures.get(name)) is not None
+        if name in lock.tolerance and (value := figures.get(name)) is not None
     )
     lines = screen.prose(f"{to}: {screen.firm(lock.pinned.layout)}, {told}")
     now = figures.get("iteration_s")
@@ -168,13 +179,12 @@ def _checked(
     path: Path, folders: Mapping[str, Path | None], measured: Path | None, *, update: bool
 ) -> tuple[Verdict, Lock | None]:
     """The verdict on a lock, and with `update` the lock of today."""
-    from autoparallel.regression import checked_lock, load_lock
+    from autoparallel.regression import answers, checked_lock, load_lock
     from autoparallel.regression.pin import repinned
-    from autoparallel.regression.training import resolved, training_today
 
     lock = load_lock(path)
     try:
-        today = training_today(resolved(lock.request, path.parent, folders))
+        today = answers.answered(lock.kind, lock.request, path.parent, folders)
         layout = lock.pinned.layout
         new = [_samples(measured, lock.kind.name, lock.request, layout)] if measured else []
         verdict = checked_lock(lock, today, path=str(path), measured=new)
@@ -196,7 +206,7 @@ def _samples(path: Path, kind: str, ask: Mapping[str, Any], layout: str) -> Samp
 
 
 def _versions() -> dict[str, str]:
-    from autoparallel.planning import provenance
+    from autoparallel.provenance import provenance
 
     found = provenance()
     return {**found.versions, **({"git": found.git} if found.git else {})}

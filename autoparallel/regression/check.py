@@ -162,7 +162,7 @@ def _figures(lock: Lock, now: Standing) -> list[Finding]:
     return [
         _figure(lock, name, sign, lock.pinned.predicted.get(name), now.figures[name])
         for name, sign in lock.kind.worse.items()
-        if name in now.figures
+        if name in now.figures and name in lock.tolerance
     ]
 
 

@@ -89,7 +89,8 @@ class Kind:
     """A kind of plan.
 
     Attributes:
-        worse: Figure -> 1 when more of it is worse, -1 when less is.
+        worse: Figure -> 1 when more of it is worse, -1 when less is; those that are held against
+            the pin have a tolerance.
         tolerance: The tolerances that a lock states, with their defaults.
         request: What the `request` block of a lock holds.
     """
@@ -136,7 +137,37 @@ TRAINING = Kind(
         "profiles_dir": _TEXT_OR_NULL,
     },
 )
-KINDS = {TRAINING.name: TRAINING}
+SERVING = Kind(
+    name="serving",
+    worse={
+        **{"ttft_ms": 1, "tpot_ms": 1, "tokens_per_s_per_gpu": -1, "memory_bytes": 1},
+        **{"tokens_per_s": -1, "e2e_ms": 1, "usd_per_million_tokens": 1},
+    },
+    tolerance={"ttft_ms": 0.02, "tpot_ms": 0.01, "tokens_per_s_per_gpu": 0.01, **_SHARED},
+    request={
+        "model": check.text,
+        "num_gpus": check.count,
+        "cluster": check.text,
+        "gpu": _TEXT_OR_NULL,
+        "prefill_cluster": _TEXT_OR_NULL,
+        "prefill_gpus": check.count,
+        "backends": _texts,
+        "precisions": _texts,
+        "kv_dtypes": _texts,
+        **dict.fromkeys(("input_tokens", "output_tokens", "longest_tokens"), check.count),
+        "prefix_tokens": check.count,
+        "accepted_tokens": check.number,
+        "request_rate": check.or_null(check.number),
+        "concurrency": check.count,
+        "trace": _TEXT_OR_NULL,
+        **dict.fromkeys(("ttft_ms", "tpot_ms", "e2e_ms"), check.or_null(check.number)),
+        **dict.fromkeys(("percentile", "objective", "disaggregated"), check.text),
+        "overrides": _texts,
+        "config_dir": _TEXT_OR_NULL,
+        "profiles_dir": _TEXT_OR_NULL,
+    },
+)
+KINDS = {TRAINING.name: TRAINING, SERVING.name: SERVING}
 
 
 def kind_of(name: object) -> Kind:

@@ -19,6 +19,7 @@ from autoparallel.errors import ConfigError, bad_value
 from autoparallel.files import write_text
 from autoparallel.regression.kinds import Kind, LockEntry, Numbers, kind_of, tolerances
 from autoparallel.regression.lock_text import lock_text
+from autoparallel.regression.numbers import grouped
 from autoparallel.strict_yaml import read_yaml
 
 SCHEMA_VERSION = 1
@@ -81,7 +82,7 @@ class Lock:
             "measured": _samples_data(self.measured),
             "objective": self.objective,
             "counts": dict(self.counts),
-            "used": _grouped(self.used),
+            "used": grouped(self.used),
             "digests": dict(self.digests),
             "versions": dict(self.versions),
         }
@@ -163,15 +164,6 @@ def _samples_data(samples: Samples | None) -> dict[str, Any] | None:
     if samples is None:
         return None
     return {"source": samples.source, "values": {k: list(v) for k, v in samples.values.items()}}
-
-
-def _grouped(used: Numbers) -> dict[str, dict[str, Any]]:
-    """`cluster.nvls: true` as `cluster: {nvls: true}`; the rest of a name stays dotted."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in used.items():
-        group, _, rest = name.partition(".")
-        groups.setdefault(group, {})[rest] = value
-    return groups
 
 
 def _used(path: str, value: Any) -> dict[str, Any]:

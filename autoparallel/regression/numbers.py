@@ -1,4 +1,4 @@
-"""The numbers behind a training prediction, under the names a user finds in the files.
+"""The numbers behind a prediction, under the names a user finds in the files.
 
 `cluster.inter_link.bandwidth_gb_per_s` is the key in the cluster's file and the override on the
 command line; `constants.inter_bandwidth` is the one in the profile. `changed` puts other values in
@@ -7,11 +7,13 @@ their place, which is how a check finds out what an old number would give today.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from autoparallel.catalog_schema import CLUSTER_RULES, GPU_RULES, LINK_RULES
+from autoparallel.hardware import Cluster
+from autoparallel.model import Model
 from autoparallel.ranking import Setting
 from autoparallel.regression.kinds import Numbers
 from autoparallel.units import TERA
@@ -34,45 +36,82 @@ _FIELDS = {key: (name, factor) for name, (key, factor) in _UNITS.items()}
 
 
 def used_numbers(where: Setting) -> dict[str, Any]:
-    """Every number that the predictions in a setting rest on."""
-    cluster = where.request.cluster
-    model = {k: v for k, v in _record(where.request.model) if v}
-    gpu = dict(_record(cluster.gpu, leave=("peak_flops_per_s",)))
-    peaks = {_PEAKS + k: _rounded(v / TERA) for k, v in cluster.gpu.peak_flops_per_s.items()}
+    """Every number that the training predictions in a setting rest on."""
     found = {
-        "model": model,
-        "cluster": {
-            **dict(_record(cluster, leave=("gpu", *_LINKS))),
-            **{f"{x}.{k}": v for x in _LINKS for k, v in _record(getattr(cluster, x))},
-        },
-        "gpu": {"name": cluster.gpu.name, **gpu, **peaks},
         "profile": {
             "family": where.calibration.family,
             "borrowed_from": where.calibration.borrowed_from,
         },
-        "constants": dict(_record(where.calibration.constants)),
-        "memory": dict(_record(where.calibration.memory)),
-        "spread": dict(_record(where.calibration.spread)),
-        "framework": dict(_record(where.framework.traits)),
-        "space": {k: _as_list(v) for k, v in where.request.space.items() if k != "sources"},
+        "constants": numbers_of(where.calibration.constants),
+        "memory": numbers_of(where.calibration.memory),
+        "spread": numbers_of(where.calibration.spread),
+        "framework": numbers_of(where.framework.traits),
+        "space": space_numbers(where.request.space),
+    }
+    catalog = catalog_numbers(where.request.model, where.request.cluster)
+    return catalog | {f"{group}.{k}": v for group, block in found.items() for k, v in block.items()}
+
+
+def catalog_numbers(model: Model, cluster: Cluster) -> dict[str, Any]:
+    """The numbers of a model and a cluster with its GPU."""
+    gpu = numbers_of(cluster.gpu, leave=("peak_flops_per_s",))
+    peaks = {_PEAKS + k: _rounded(v / TERA) for k, v in cluster.gpu.peak_flops_per_s.items()}
+    found = {
+        "model": {k: v for k, v in numbers_of(model).items() if v},
+        "cluster": {
+            **numbers_of(cluster, leave=("gpu", *_LINKS)),
+            **{f"{x}.{k}": v for x in _LINKS for k, v in numbers_of(getattr(cluster, x)).items()},
+        },
+        "gpu": {"name": cluster.gpu.name, **gpu, **peaks},
     }
     return {f"{group}.{k}": v for group, block in found.items() for k, v in block.items()}
 
 
-def changed(where: Setting, values: Numbers) -> Setting:
-    """The setting with some of its numbers replaced; names that it does not have are left out."""
+def space_numbers(space: Mapping[str, Any]) -> dict[str, Any]:
+    """What a space lists, as a file has it."""
+    return {k: _as_list(v) for k, v in space.items() if k != "sources"}
+
+
+def grouped(values: Numbers) -> dict[str, dict[str, Any]]:
+    """`gpu.tdp_w` under `gpu`, `tdp_w`; the rest of a name stays dotted."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         group, _, key = name.partition(".")
         groups.setdefault(group, {})[key] = value
-    for group, block in groups.items():
-        if group in _CHANGERS:
-            where = _CHANGERS[group](where, block)
-    return where
+    return groups
 
 
-def _record(record: Any, leave: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def changed_records(
+    model: Model, cluster: Cluster, groups: Mapping[str, Mapping[str, Any]]
+) -> tuple[Model, Cluster]:
+    """A model and a cluster with some of their numbers replaced."""
+    model = _replaced(model, groups.get("model", {}))
+    return model, _changed_gpu(_changed_cluster(cluster, groups.get("cluster", {})), groups)
+
+
+def changed(where: Setting, values: Numbers) -> Setting:
+    """The setting with some of its numbers replaced; names that it does not have are left out."""
+    groups = grouped(values)
+    request, calibration = where.request, where.calibration
+    model, cluster = changed_records(request.model, request.cluster, groups)
+    space = {**request.space, **groups.get("space", {})}
+    kinds = ("constants", "memory", "spread")
+    records = {k: _replaced(getattr(calibration, k), groups.get(k, {})) for k in kinds}
+    traits = _replaced(where.framework.traits, groups.get("framework", {}))
+    return replace(
+        where,
+        request=replace(request, model=model, cluster=cluster, space=space),
+        calibration=replace(calibration, **records),
+        framework=replace(where.framework, traits=traits),
+    )
+
+
+def numbers_of(record: Any, leave: tuple[str, ...] = ()) -> dict[str, Any]:
     """A record's numbers in the units of its file."""
+    return dict(_numbers(record, leave))
+
+
+def _numbers(record: Any, leave: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for field in fields(record):
         value = getattr(record, field.name)
         if field.name in leave or field.name in _UNSAID or value is None:
@@ -105,56 +144,20 @@ def _replaced(record: Any, block: Mapping[str, Any]) -> Any:
     )
 
 
-def _with_model(where: Setting, block: Mapping[str, Any]) -> Setting:
-    model = _replaced(where.request.model, block)
-    return replace(where, request=replace(where.request, model=model))
-
-
-def _with_cluster(where: Setting, block: Mapping[str, Any]) -> Setting:
-    cluster = _replaced(where.request.cluster, {k: v for k, v in block.items() if "." not in k})
+def _changed_cluster(cluster: Cluster, block: Mapping[str, Any]) -> Cluster:
+    found: Cluster = _replaced(cluster, {k: v for k, v in block.items() if "." not in k})
     for link in _LINKS:
         own = {k.partition(".")[2]: v for k, v in block.items() if k.startswith(f"{link}.")}
-        cluster = replace(cluster, **{link: _replaced(getattr(cluster, link), own)})
-    return replace(where, request=replace(where.request, cluster=cluster))
+        found = replace(found, **{link: _replaced(getattr(found, link), own)})
+    return found
 
 
-def _with_gpu(where: Setting, block: Mapping[str, Any]) -> Setting:
-    gpu = where.request.cluster.gpu
+def _changed_gpu(cluster: Cluster, groups: Mapping[str, Mapping[str, Any]]) -> Cluster:
+    block, gpu = groups.get("gpu", {}), cluster.gpu
     peaks = {
         key.removeprefix(_PEAKS): value * TERA
         for key, value in block.items()
         if key.startswith(_PEAKS)
     }
     gpu = replace(_replaced(gpu, block), peak_flops_per_s=gpu.peak_flops_per_s | peaks)
-    cluster = replace(where.request.cluster, gpu=gpu)
-    return replace(where, request=replace(where.request, cluster=cluster))
-
-
-def _with_calibrated(name: str) -> Callable[[Setting, Mapping[str, Any]], Setting]:
-    def change(where: Setting, block: Mapping[str, Any]) -> Setting:
-        record = _replaced(getattr(where.calibration, name), block)
-        return replace(where, calibration=replace(where.calibration, **{name: record}))
-
-    return change
-
-
-def _with_traits(where: Setting, block: Mapping[str, Any]) -> Setting:
-    traits = _replaced(where.framework.traits, block)
-    return replace(where, framework=replace(where.framework, traits=traits))
-
-
-def _with_space(where: Setting, block: Mapping[str, Any]) -> Setting:
-    space = {**where.request.space, **block}
-    return replace(where, request=replace(where.request, space=space))
-
-
-_CHANGERS: Mapping[str, Callable[[Setting, Mapping[str, Any]], Setting]] = {
-    "model": _with_model,
-    "cluster": _with_cluster,
-    "gpu": _with_gpu,
-    "constants": _with_calibrated("constants"),
-    "memory": _with_calibrated("memory"),
-    "spread": _with_calibrated("spread"),
-    "framework": _with_traits,
-    "space": _with_space,
-}
+    return replace(cluster, gpu=gpu)

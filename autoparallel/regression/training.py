@@ -6,11 +6,8 @@ they stood for, so that a check meets today's catalog.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,15 @@ from autoparallel.ranking import (
     ties,
 )
 from autoparallel.regression.kinds import LockEntry, Numbers, Standing
+from autoparallel.regression.names import (
+    code_digest,
+    digest,
+    found_at,
+    given_text,
+    known_name,
+    operator_tables,
+    placed,
+)
 from autoparallel.regression.numbers import changed, used_numbers
 from autoparallel.request import TrainingRequest, training_request
 from autoparallel.request.compose import PICKS, SCALARS, parsed_overrides
@@ -69,10 +75,12 @@ class TrainingToday:
     @property
     def digests(self) -> dict[str, str]:
         """Operator tables and code rooms -> digest."""
-        tables = _tables(self.where.folder / "operators", self.where.request.cluster.gpu.name)
+        tables = operator_tables(
+            self.where.folder / "operators", self.where.request.cluster.gpu.name
+        )
         return {
-            **{f"code.{room}": _code_digest(room) for room in CODE_ROOMS},
-            **{f"operators.{table.stem}": _digest([table]) for table in tables},
+            **{f"code.{room}": code_digest(room) for room in CODE_ROOMS},
+            **{f"operators.{table.stem}": digest([table]) for table in tables},
         }
 
     def standing(self, layout: str, changes: Numbers) -> Standing:
@@ -194,9 +202,9 @@ def asked(
     """
     kept = [o for o in parsed_overrides(request.overrides) if _is_kept(o.key)]
     ask = {
-        "model": _place(named.get("model"), folder) or request.model.name,
+        "model": placed(named.get("model"), folder) or request.model.name,
         "num_gpus": request.num_gpus,
-        "cluster": _place(named.get("cluster"), folder) or request.cluster.name,
+        "cluster": placed(named.get("cluster"), folder) or request.cluster.name,
         "gpu": None,
         "framework": request.framework,
         "precision": request.precision,
@@ -206,9 +214,9 @@ def asked(
         "space": request.space_name,
         "objective": request.objective,
         "allow_numerics": request.allow_numerics,
-        "overrides": [_given(request.overrides, o.key) for o in kept],
-        "config_dir": _place(request.config_dir, folder),
-        "profiles_dir": _place(request.profiles_dir, folder),
+        "overrides": [given_text(request.overrides, o.key) for o in kept],
+        "config_dir": placed(request.config_dir, folder),
+        "profiles_dir": placed(request.profiles_dir, folder),
     }
     ask["gpu"] = _other_gpu(request, ask, folder)
     _check_same(request, resolved(ask, folder, {}))
@@ -228,12 +236,12 @@ def resolved(
     Raises:
         ConfigError: a name that the catalog no longer has, or a value it no longer takes.
     """
-    own: dict[str, Any] = {n: folders.get(n) or _found(ask[n], folder) for n in _FOLDERS}
+    own: dict[str, Any] = {n: folders.get(n) or found_at(ask[n], folder) for n in _FOLDERS}
     flags = {k: v for k, v in ask.items() if k not in (*_FOLDERS, "overrides", "model", "cluster")}
     return checked(
         training_request(
-            model=_known(ask["model"], folder),
-            cluster=_known(ask["cluster"], folder),
+            model=known_name(ask["model"], folder),
+            cluster=known_name(ask["cluster"], folder),
             overrides=ask["overrides"],
             **flags,
             **own,
@@ -249,34 +257,11 @@ def _is_kept(key: str) -> bool:
     return key not in (*PICKS, *SCALARS) and key.partition(".")[0] not in ("workload", "site")
 
 
-def _given(overrides: Sequence[str], key: str) -> str:
-    return next(text for text in overrides if parsed_overrides([text])[0].key == key)
-
-
-def _place(path: str | None, folder: Path) -> str | None:
-    """A path as the lock keeps it: relative to its folder, with forward slashes."""
-    if not path:
-        return None
-    relative = Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
-    return relative if "/" in relative or "." in relative else f"./{relative}"
-
-
-def _found(path: str | None, folder: Path) -> Path | None:
-    """A path of the lock from where the lock is; the folder itself need not exist yet."""
-    return Path(os.path.normpath(folder.resolve() / path)) if path else None
-
-
-def _known(name: str, folder: Path) -> str:
-    """A catalog name as it is; a path from the lock's folder."""
-    is_path = "/" in name or name.lower().endswith((".yaml", ".yml", ".json"))
-    return str(_found(name, folder)) if is_path else name
-
-
 def _other_gpu(request: TrainingRequest, ask: Mapping[str, Any], folder: Path) -> str | None:
     """The GPU's name when it is not the cluster's own."""
     own = request.config_path
     try:
-        usual = catalog.cluster(_known(ask["cluster"], folder), own).gpu.name
+        usual = catalog.cluster(known_name(ask["cluster"], folder), own).gpu.name
     except CatalogError as error:
         hint = "if the run was made with a file, give --cluster FILE"
         raise ConfigError(f"request.cluster: {error}; {hint}") from error
@@ -293,35 +278,6 @@ def _check_same(saved: TrainingRequest, now: TrainingRequest) -> None:
                 f"{name}: {value!r} in the run, {after.get(name)!r} in today's catalog; search "
                 f"again, or give --model or --cluster with the file that the run was made with"
             )
-
-
-# --- digests ----------------------------------------------------------------------------
-
-
-def _tables(folder: Path, gpu: str) -> list[Path]:
-    """The operator tables of a GPU, and those that all share; every table when it has none."""
-    tables = sorted(folder.glob("*.csv"))
-    own = [t for t in tables if t.stem.startswith(f"{gpu.partition('-')[0]}-")]
-    shared = [t for t in tables if "-" not in t.stem]
-    return [*own, *shared] if own else tables
-
-
-@cache
-def _code_digest(room: str) -> str:
-    """Digest of a room's source, whether it is a file or a folder."""
-    package = Path(__file__).resolve().parent.parent
-    folder = package / room
-    return _digest(sorted(folder.glob("*.py")) if folder.is_dir() else [package / f"{room}.py"])
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over names and contents, shortened; line ends as git may have them do not count."""
-    state = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            content = path.read_bytes().replace(b"\r\n", b"\n")
-            state.update(path.name.encode() + b"\0" + content + b"\0")
-    return state.hexdigest()[:12]
 
 
 # --- measured runs ----------------------------------------------------------------------
