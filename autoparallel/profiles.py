@@ -144,7 +144,7 @@ def read_calibration(path: Path) -> Calibration:
         memory=record(path, MemoryConstants, "memory", data),
         spread=record(path, Spread, "spread", data),
         state="measured",
-        rows=_rows(path, data.get("rows", 0)),
+        rows=row_count(path, data.get("rows", 0)),
         measured_names=tuple(
             name
             for name, entry in stated.items()
@@ -175,7 +175,7 @@ def record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) 
     return kind(**values)
 
 
-def _rows(path: Path, value: object) -> int:
+def row_count(path: Path, value: object) -> int:
     """How many runs the constants were fitted to."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**9:
         raise ProfileError(f"{path.name}: rows {shown(value)} is not a count of runs")

@@ -16,15 +16,26 @@ from typing import Any
 from autoparallel import catalog
 from autoparallel.errors import AutoparallelError
 from autoparallel.framework import Framework, framework
+from autoparallel.inference.calibrated import read_serving
 from autoparallel.layout import Layout
 from autoparallel.measured.rows import read_runs
+from autoparallel.measured.serving_rows import read_serving_runs
 from autoparallel.operators import _read as read_table
 from autoparallel.plan import load_plan
 from autoparallel.profiles import read_calibration
+from autoparallel.profiling.job import Job, Result
+from autoparallel.profiling.logs.reader import read_log
 from autoparallel.regression.kinds import TRAINING
 from autoparallel.regression.lock import load_lock
 from autoparallel.regression.measurements import read_samples
-from autoparallel.request import TrainingRequest, training_request
+from autoparallel.request import (
+    ServingRequest,
+    TrainingRequest,
+    serving_request,
+    training_request,
+)
+from autoparallel.request.trace import read_trace
+from autoparallel.serving_plan import load_serving_plan
 from autoparallel.space import SpaceSpec
 from autoparallel.strict_yaml import read_yaml
 
@@ -134,6 +145,48 @@ _OVERRIDES = (
 )
 
 
+_TRACE = (b"arrival,input,output\n0.0,100,20\n0.5,300,40\n",)
+_LOG = (
+    b" [2026-11-21 10:00:00] iteration        2/      50 | consumed samples:           32 | "
+    b"elapsed time per iteration (ms): 6250.1 | global batch size:    16 | "
+    b"lm loss: 1.1E+01 | loss scale: 1.0 | grad norm: 2.0 | number of skipped iterations:   0 | "
+    b"number of nan iterations:   0 |\n"
+    b"[Rank 0] (after 2 iterations) memory (MB) | allocated: 100.0 | max allocated: 200.0 | "
+    b"reserved: 300.0 | max reserved: 300.0\ntorch.OutOfMemoryError: CUDA out of memory.\n",
+)
+
+
+def _job() -> Job:
+    return Job(model=_request().model, layout=Layout(), num_gpus=2, global_batch_size=8,
+               seq_length=64)  # fmt: skip
+
+
+def _job_seeds() -> list[bytes]:
+    return [_job().text().encode()]
+
+
+def _result_seeds() -> list[bytes]:
+    made = Result(trial=_job().trial, outcome="ok", step_s=(1.0, 1.1), iteration_s=1.05)
+    return [made.text().encode(), Result(trial="a", outcome="crash", message="no").text().encode()]
+
+
+def _serving_request() -> ServingRequest:
+    return serving_request(model="gpt-tiny", num_gpus=2, cluster="dgx-h100", input_tokens=40,
+                           output_tokens=8, backend="vllm", disaggregated="off")  # fmt: skip
+
+
+def _serving_plan_seeds() -> list[bytes]:
+    from autoparallel.serving_planning import solve
+
+    return [solve(_serving_request(), top=1).plan.text().encode()]
+
+
+def _serving_request_seeds() -> list[bytes]:
+    from autoparallel.request.records import yaml_text
+
+    return [yaml_text(_serving_request().to_mapping()).encode()]
+
+
 def _framework_file(path: Path) -> Framework:
     return framework.__wrapped__(str(path))
 
@@ -162,6 +215,19 @@ READERS: tuple[Reader, ...] = (
            seeds=_files("profiles/training/*.yaml")),
     Reader(name="operator-table", suffix=".csv", form="text", read=read_table,
            seeds=_files("profiles/operators/index.csv")),
+    Reader(name="serving-plan", suffix=".json", form="json", read=load_serving_plan,
+           seeds=_serving_plan_seeds),
+    Reader(name="serving-request", suffix=".yaml", form="yaml", read=ServingRequest.from_yaml,
+           seeds=_serving_request_seeds),
+    Reader(name="serving-csv", suffix=".csv", form="csv", read=read_serving_runs,
+           seeds=_head_of_csv("inference.csv")),
+    Reader(name="serving-profile", suffix=".yaml", form="yaml", read=read_serving,
+           seeds=lambda: (b"family: vllm-hopper\nrows: 3\nsource: runs\nconstants:\n"
+                          b"  gemm_efficiency: {value: 0.7, state: measured}\n",)),
+    Reader(name="trace", suffix=".csv", form="csv", read=read_trace, seeds=lambda: _TRACE),
+    Reader(name="job", suffix="", form="json", read=Job.parse, seeds=_job_seeds),
+    Reader(name="result", suffix="", form="json", read=Result.parse, seeds=_result_seeds),
+    Reader(name="log", suffix=".log", form="text", read=read_log, seeds=lambda: _LOG),
     Reader(name="layout", suffix="", form="text", read=Layout.parse, seeds=lambda: _LAYOUTS),
     Reader(name="override", suffix="", form="text", seeds=lambda: _OVERRIDES,
            read=lambda text: training_request(model="gpt-tiny", num_gpus=2, cluster="local-cpu",
