@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from autoparallel.cli import common, screen
-from autoparallel.errors import AutoparallelError, ConfigError, bad_value
+from autoparallel.cli.regress_profile import Profile, profiled, training_only
+from autoparallel.errors import AutoparallelError, ConfigError, LaunchError, bad_value
 
 if TYPE_CHECKING:
     from autoparallel.regression import Lock, Samples, Verdict
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 REGRESSED = 1
 SUFFIX = ".lock.yaml"
+
+ProfileFlag: TypeAlias = Annotated[
+    bool, typer.Option("--profile", help="Run the pinned layout: short, real, repeated.")
+]
+LauncherFlag: TypeAlias = Annotated[
+    str, typer.Option("--launcher", help="Of --profile.", metavar="NAME")
+]
+RunsFlag: TypeAlias = Annotated[
+    int, typer.Option("--runs", help="Of --profile, in fresh processes.", min=1, max=100)
+]
+StepsFlag: TypeAlias = Annotated[
+    int, typer.Option("--steps", help="Timed steps a run.", min=1, max=10_000)
+]
 
 app = typer.Typer(
     help="Pin a plan in the repository; fail CI when it moves or gets worse.",
@@ -37,6 +51,10 @@ def pin_verb(
         Path | None,
         typer.Option("--measured", help="Repeated runs of the layout, to pin.", metavar="CSV"),
     ] = None,
+    profile: ProfileFlag = False,
+    launcher: LauncherFlag = "subprocess",
+    runs: RunsFlag = 5,
+    steps: StepsFlag = 10,
     model: common.ModelFlag = None,
     cluster: Annotated[
         str | None,
@@ -53,7 +71,8 @@ def pin_verb(
         raise bad_value("--to", str(to), "does not end in .yaml", f"name it NAME{SUFFIX}")
     saved, layout, run_s = _choice(run, rank)
     files = {"model": model, "cluster": cluster}
-    lock, today = _pinned(saved, layout, to, files, note, measured)
+    how = _how(profile, measured, Profile(where=launcher, runs=runs, steps=steps))
+    lock, today = _pinned(saved, layout, to, files, note, measured, how)
     lock.write(to)
     if not quiet:
         screen.show(_pin_lines(to, lock, today, run_s))
@@ -86,6 +105,7 @@ def _pinned(
     files: Mapping[str, str | None],
     note: str,
     measured: Path | None,
+    how: Profile | None,
 ) -> tuple[Lock, Today]:
     """The lock of a layout under today's code, and today's answer."""
     from autoparallel.regression import answers
@@ -96,7 +116,8 @@ def _pinned(
     today = answers.answered(kind, ask, to.parent, {})
     if (now := today.standing(layout, {})) and not now.legal:
         raise bad_value("RUN", layout, f"does not hold today: {now.reasons[0]}", "search again")
-    samples = _samples(measured, kind.name, ask, layout) if measured else None
+    found = _new_samples(kind.name, ask, layout, to.parent, measured, how)
+    samples = found[0] if found else None
     lock = pinned_lock(kind, ask, today, layout, versions=_versions(), measured=samples, note=note)
     return lock, today
 
@@ -139,6 +160,10 @@ def check_verb(
         Path | None,
         typer.Option("--measured", help="Repeated runs of the pinned layout.", metavar="CSV"),
     ] = None,
+    profile: ProfileFlag = False,
+    launcher: LauncherFlag = "subprocess",
+    runs: RunsFlag = 5,
+    steps: StepsFlag = 10,
     update: Annotated[
         bool, typer.Option("--update", help="Pin again, and print the difference.")
     ] = False,
@@ -148,14 +173,15 @@ def check_verb(
 ) -> None:
     """Hold pinned plans against today's code, catalog and profiles; exit 1 when one regressed."""
     folders = {"config_dir": config_dir, "profiles_dir": profiles_dir}
+    how = _how(profile, measured, Profile(where=launcher, runs=runs, steps=steps))
     verdicts: list[Verdict] = []
     errors: dict[str, str] = {}
     repinned: dict[Path, Lock] = {}
     for path in locks:
         try:
-            verdict, lock = _checked(path, folders, measured, update=update)
+            verdict, lock = _checked(path, folders, measured, how, update=update)
         except AutoparallelError as error:
-            if error.exit_code == AutoparallelError.exit_code:
+            if error.exit_code == AutoparallelError.exit_code or isinstance(error, LaunchError):
                 raise
             errors[str(path)] = str(error)
             continue
@@ -176,7 +202,12 @@ def check_verb(
 
 
 def _checked(
-    path: Path, folders: Mapping[str, Path | None], measured: Path | None, *, update: bool
+    path: Path,
+    folders: Mapping[str, Path | None],
+    measured: Path | None,
+    how: Profile | None,
+    *,
+    update: bool,
 ) -> tuple[Verdict, Lock | None]:
     """The verdict on a lock, and with `update` the lock of today."""
     from autoparallel.regression import answers, checked_lock, load_lock
@@ -186,7 +217,7 @@ def _checked(
     try:
         today = answers.answered(lock.kind, lock.request, path.parent, folders)
         layout = lock.pinned.layout
-        new = [_samples(measured, lock.kind.name, lock.request, layout)] if measured else []
+        new = _new_samples(lock.kind.name, lock.request, layout, path.parent, measured, how)
         verdict = checked_lock(lock, today, path=str(path), measured=new)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -194,6 +225,32 @@ def _checked(
         return verdict, None
     samples = new[0] if new else None
     return verdict, repinned(lock, today, verdict, versions=_versions(), measured=samples)
+
+
+def _how(profile: bool, measured: Path | None, how: Profile) -> Profile | None:
+    """How to profile; None when that is not asked."""
+    if profile and measured is not None:
+        raise ConfigError("--profile: given beside --measured, which has the runs; leave one")
+    return how if profile else None
+
+
+def _new_samples(
+    kind: str,
+    ask: Mapping[str, Any],
+    layout: str,
+    folder: Path,
+    measured: Path | None,
+    how: Profile | None,
+) -> list[Samples]:
+    """Runs of the layout from a file, or made now; none when neither is asked."""
+    if measured is not None:
+        return [_samples(measured, kind, ask, layout)]
+    if how is None:
+        return []
+    from autoparallel.regression.training import resolved
+
+    training_only(kind)
+    return [profiled(resolved(ask, folder, {}), layout, how)]
 
 
 def _samples(path: Path, kind: str, ask: Mapping[str, Any], layout: str) -> Samples:
