@@ -13,7 +13,13 @@ A message has four parts: the field, its value, the rule with its numbers, and w
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
+_LONGEST_NAME = 200
 
 
 class AutoparallelError(Exception):
@@ -52,7 +58,19 @@ class LaunchError(AutoparallelError):
 
 def bad_value(field: str, value: object, rule: str, hint: str = "") -> ConfigError:
     """A `ConfigError` in the house form: field, value, rule, what to try."""
-    return ConfigError(f"{field}: {value!r} {rule}" + (f"; {hint}" if hint else ""))
+    return ConfigError(f"{field}: {shown(value)} {rule}" + (f"; {hint}" if hint else ""))
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its `repr`, with the middle left out of a long one."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge integer"
+    return _SHORT.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A file's own name or key as a message shows it: one printable line, not endless."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST_NAME])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

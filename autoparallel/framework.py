@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoparallel import catalog
-from autoparallel.errors import CatalogError, nearest
+from autoparallel.errors import CatalogError, nearest, shown
 from autoparallel.layout import Layout
 from autoparallel.strict_yaml import Rule, catalog_error, read_fields, submapping, text_list
 from autoparallel.units import Num
@@ -109,7 +109,9 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
     data, where = catalog.entry("framework", name, config_dir), f"framework {name}"
     known = {f.name for f in fields(Framework)} - {"name"}
     if unknown := sorted(data.keys() - known):
-        raise CatalogError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], known)}")
+        raise CatalogError(
+            f"{where}: unknown key {shown(unknown[0])}; {nearest(unknown[0], known)}"
+        )
     texts = {key: value for key, value in data.items() if key in _TEXTS}
     traits = submapping(data, "traits", where)
     return Framework(
@@ -141,7 +143,7 @@ def _by_knob(values: Mapping[str, object], key: str, where: str, kind: Any) -> d
     knobs = Layout.__dataclass_fields__
     for name, value in block.items():
         if name not in knobs:
-            raise CatalogError(f"{where}.{key}: unknown knob {name!r}; {nearest(name, knobs)}")
+            raise CatalogError(f"{where}.{key}: unknown knob {shown(name)}; {nearest(name, knobs)}")
         if not isinstance(value, kind):
             rule = "is not a list of values" if kind is list else "is not a plain value"
             raise catalog_error(f"{where}.{key}.{name}", value, rule)

@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import shown as quoted
 from autoparallel.units import Num
 
 CP_COMM_TYPES = ("p2p", "all_gather", "a2a", "a2a+p2p")
@@ -121,10 +122,12 @@ class Layout:
             if name not in _WORDS:
                 follows = "the data-parallel size follows from the number of GPUs, leave it out"
                 hint = follows if name == "dp" else nearest(name.lower(), _WORDS)
-                raise ConfigError(f"layout: unknown word {word!r} in {text!r}; {hint}")
+                raise ConfigError(f"layout: unknown word {quoted(word)} in {quoted(text)}; {hint}")
             read = _WORDS[name][1](word)
             if repeated := values.keys() & read.keys():
-                raise ConfigError(f"layout: {word!r} sets {sorted(repeated)[0]} a second time")
+                raise ConfigError(
+                    f"layout: {quoted(word)} sets {sorted(repeated)[0]} a second time"
+                )
             values |= read
         if values.get("virtual_pipeline_model_parallel_size", 1) > 1:
             values.setdefault("schedule", "interleaved")
@@ -152,7 +155,9 @@ def _number(name: str, field: str, least: int = 1, always: bool = False) -> tupl
     def read(word: str) -> dict[str, Any]:
         match = pattern.fullmatch(word)
         if not match or int(match[1]) < least:
-            raise ConfigError(f"layout: {word!r} is not {shown} followed by an integer >= {least}")
+            raise ConfigError(
+                f"layout: {quoted(word)} is not {shown} followed by an integer >= {least}"
+            )
         return {field: int(match[1])}
 
     return write, read
@@ -181,7 +186,7 @@ def _write_sp(layout: Layout) -> list[str]:
 
 def _read_sp(word: str) -> dict[str, Any]:
     if word != "sp":
-        raise ConfigError(f"layout: {word!r} is not 'sp'")
+        raise bad_value("layout", word, "is not 'sp'")
     return {"sequence_parallel": True}
 
 
@@ -234,7 +239,7 @@ def _read_stages(word: str) -> dict[str, Any]:
     for part in word.partition("=")[2].split(","):
         match = re.fullmatch(r"(\d{1,4})(?:\*(\d{1,4}))?", part)
         if not match or len(layers) + int(match[2] or 1) > 100_000:
-            raise ConfigError(f"layout: {word!r} is not stages=N[*TIMES],...: stages=7,8*6,7")
+            raise bad_value("layout", word, "is not stages=N[*TIMES],...: stages=7,8*6,7")
         layers += [int(match[1])] * int(match[2] or 1)
     return {"stage_layers": tuple(layers)}
 
@@ -248,7 +253,9 @@ def _read_offload(word: str) -> dict[str, Any]:
     match = re.fullmatch(r"offload=opt(\d?(?:\.\d+)?)", word)
     fraction = float(match[1]) if match and match[1] else -1.0
     if not 0 < fraction <= 1:
-        raise ConfigError(f"layout: {word!r} is not offload=opt followed by a fraction in (0, 1]")
+        raise ConfigError(
+            f"layout: {quoted(word)} is not offload=opt followed by a fraction in (0, 1]"
+        )
     return {"optimizer_offload_fraction": fraction}
 
 

@@ -430,7 +430,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ProfileError(f"{path}: larger than {MAX_FILE_BYTES} bytes; not an operator table")
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: cannot be read ({error}); rebuild or reinstall") from error
     header = dict(
         line[2:].split(": ", 1) for line in lines if line.startswith("# ") and ": " in line

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoparallel.constants import Constants, MemoryConstants
-from autoparallel.errors import ProfileError, nearest
+from autoparallel.errors import ProfileError, nearest, shown
 from autoparallel.strict_yaml import read_yaml
 
 
@@ -133,7 +133,9 @@ def read_calibration(path: Path) -> Calibration:
     """
     data = read_yaml(path)
     if unknown := sorted(data.keys() - set(_KEYS)):
-        raise ProfileError(f"{path.name}: unknown key {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
+        raise ProfileError(
+            f"{path.name}: unknown key {shown(unknown[0])}; {nearest(unknown[0], _KEYS)}"
+        )
     entries = data.get("constants") or {}
     stated = entries if isinstance(entries, dict) else {}
     return Calibration(
@@ -142,7 +144,7 @@ def read_calibration(path: Path) -> Calibration:
         memory=record(path, MemoryConstants, "memory", data),
         spread=record(path, Spread, "spread", data),
         state="measured",
-        rows=int(float(str(data.get("rows", 0)))),
+        rows=row_count(path, data.get("rows", 0)),
         measured_names=tuple(
             name
             for name, entry in stated.items()
@@ -166,18 +168,25 @@ def record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) 
     for name, entry in entries.items():
         if name not in known:
             hint = nearest(name, known)
-            raise ProfileError(f"{path.name}: unknown {block} name {name!r}; {hint}")
+            raise ProfileError(f"{path.name}: unknown {block} name {shown(name)}; {hint}")
         value = entry.get("value") if isinstance(entry, dict) else entry
         limits = kind.__dataclass_fields__[name].metadata
         values[name] = _number(path, f"{block}.{name}", value, limits)
     return kind(**values)
 
 
+def row_count(path: Path, value: object) -> int:
+    """How many runs the constants were fitted to."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**9:
+        raise ProfileError(f"{path.name}: rows {shown(value)} is not a count of runs")
+    return value
+
+
 def _number(path: Path, name: str, value: object, metadata: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProfileError(f"{path.name}: {name} {value!r} is not a number")
+        raise ProfileError(f"{path.name}: {name} {shown(value)} is not a number")
     low, high = metadata.get("low", 0.0), metadata.get("high", 10.0)
     if not low <= value <= high:
         rule = f"is outside its bounds {low:g} to {high:g}"
-        raise ProfileError(f"{path.name}: {name} {value!r} {rule}")
+        raise ProfileError(f"{path.name}: {name} {shown(value)} {rule}")
     return float(value)

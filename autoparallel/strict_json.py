@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from autoparallel.errors import AutoparallelError, ConfigError, bad_value, nearest
+from autoparallel.errors import AutoparallelError, ConfigError, bad_value, nearest, one_line
 
 LARGEST_INTEGER = 2**63
 
@@ -41,7 +41,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"{twice}: the key stands twice in one object")
+        raise ConfigError(f"{one_line(twice)}: the key stands twice in one object")
     return found
 
 
@@ -66,16 +66,16 @@ def record(path: str, value: Any, checks: Mapping[str, Check]) -> dict[str, Any]
         raise wrong(path, value, "is not an object")
     prefix = f"{path}." if path else ""
     if unknown := sorted(value.keys() - checks.keys()):
-        raise ConfigError(f"{prefix}{unknown[0]}: unknown field; {nearest(unknown[0], checks)}")
+        name = one_line(unknown[0])
+        raise ConfigError(f"{prefix}{name}: unknown field; {nearest(name, checks)}")
     if missing := [name for name in checks if name not in value]:
         raise ConfigError(f"{prefix}{missing[0]}: the field is missing")
     return {name: check(f"{prefix}{name}", value[name]) for name, check in checks.items()}
 
 
 def wrong(path: str, value: Any, rule: str) -> ConfigError:
-    """The error for a value that breaks `rule`, long values shortened."""
-    shown = repr(value)
-    return bad_value(path or "file", value if len(shown) < 80 else shown[:77] + "...", rule)
+    """The error for a value that breaks `rule`."""
+    return bad_value(path or "file", value, rule)
 
 
 def number(path: str, value: Any) -> float:
@@ -162,8 +162,8 @@ def map_of(item: Check, suffix: str = "") -> Check:
         found = mapping(path, value)
         for name in found:
             if not name.endswith(suffix):
-                raise ConfigError(f"{path}.{name}: the name does not end in {suffix}")
-        return {name: item(f"{path}.{name}", each) for name, each in found.items()}
+                raise ConfigError(f"{path}.{one_line(name)}: the name does not end in {suffix}")
+        return {name: item(f"{path}.{one_line(name)}", each) for name, each in found.items()}
 
     return check
 

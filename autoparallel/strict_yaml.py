@@ -2,7 +2,7 @@
 
 A file is data, never code: no tags, no aliases, no interpolation, no duplicate keys, a bound on
 size and depth. `Rule` says what one key may hold; whatever breaks a rule is a `CatalogError` that
-names the field, the value, the rule and what to try.
+names the field, the value, the rule and what to try. `PlainDumper` writes what reads back the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from autoparallel.errors import CatalogError, ConfigError, nearest
+from autoparallel.errors import CatalogError, ConfigError, nearest, one_line, shown
 from autoparallel.files import read_text
 
 MAX_FILE_BYTES = 1_000_000
@@ -27,20 +26,11 @@ MAX_TEXT = 2_000
 _FORBIDDEN_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def catalog_error(field: str, value: object, rule: str, hint: str = "") -> CatalogError:
     """A `CatalogError` in the house form, with a value too long to print cut short."""
-    huge = isinstance(value, int) and value.bit_length() > 256
-    shown = "a huge integer" if huge else _SHORT.repr(value)
-    return CatalogError(f"{_line(field)}: {shown} {rule}" + (f"; {hint}" if hint else ""))
-
-
-def _line(text: str) -> str:
-    """`text` safe to print: one line, not endless (a file's key can be anything)."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+    return CatalogError(f"{one_line(field)}: {shown(value)} {rule}" + (f"; {hint}" if hint else ""))
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]
@@ -55,7 +45,7 @@ class _Loader(_BaseLoader):  # type: ignore[misc]
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError("a key is not plain text")
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {_SHORT.repr(key.value)} stands twice")
+                raise yaml.YAMLError(f"the key {shown(key.value)} stands twice")
             seen.add(key.value)
         mapping: dict[object, object] = super().construct_mapping(node, deep=True)
         return mapping
@@ -122,7 +112,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {_SHORT.repr(twice)} stands twice")
+        raise ValueError(f"the key {shown(twice)} stands twice")
     return content
 
 
@@ -142,7 +132,7 @@ def _mapping(content: object, path: Path) -> dict[str, object]:
 def refuse_code(value: object, field: str, depth: int = 0) -> None:
     """Refuse keys that instantiate, `${...}` interpolation and non-finite numbers, at any depth."""
     if depth > MAX_DEPTH:
-        raise CatalogError(f"{_line(field)}: nested deeper than {MAX_DEPTH} levels")
+        raise CatalogError(f"{one_line(field)}: nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -263,3 +253,24 @@ def text_list(values: Mapping[str, object], key: str, where: str) -> tuple[str, 
     if not isinstance(inner, list) or not all(isinstance(item, str) for item in inner):
         raise catalog_error(f"{where}.{key}", inner, "is not a list of texts")
     return tuple(inner)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Plain YAML without aliases; text is quoted unless it is a simple word."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write an anchor."""
+        return True
+
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_.]+)*")
+_NOT_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+def _text_node(dumper: PlainDumper, text: str) -> yaml.ScalarNode:
+    simple = _WORD.fullmatch(text) and text.lower() not in _NOT_WORDS
+    style = None if simple else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+PlainDumper.add_representer(str, _text_node)

@@ -23,6 +23,7 @@ from autoparallel.cli import (
     infer,
     measure_ops,
     profile,
+    regress,
     report,
     search,
     sweep,
@@ -52,6 +53,7 @@ app.command("sweep")(sweep.sweep_verb)
 app.command("measure-ops")(measure_ops.measure_ops_verb)
 app.command("discover")(discover.discover_verb)
 app.command("report")(report.report_verb)
+app.add_typer(regress.app, name="regress")
 app.add_typer(catalog.app, name="catalog")
 
 

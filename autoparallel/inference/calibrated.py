@@ -16,7 +16,7 @@ from autoparallel.inference.constants import (
     ServingConstants,
     for_generation,
 )
-from autoparallel.profiles import GENERATIONS, record
+from autoparallel.profiles import GENERATIONS, record, row_count
 from autoparallel.strict_yaml import read_yaml
 
 FOLDER = "serving"
@@ -164,7 +164,7 @@ def read_serving(path: Path) -> ServingCalibration:
         constants=record(path, ServingConstants, "constants", data),
         spread=record(path, ServingSpread, "spread", data),
         state="measured",
-        rows=int(float(str(data.get("rows", 0)))),
+        rows=row_count(path, data.get("rows", 0)),
         measured_names=tuple(
             name
             for name, entry in stated.items()

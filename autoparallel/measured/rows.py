@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from autoparallel.errors import ProfileError, nearest
+from autoparallel.errors import ProfileError, nearest, shown
 
 MAX_FILE_BYTES = 256 * 2**20
 REQUIRED = (
@@ -159,14 +159,14 @@ def check_columns(
     """
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise ProfileError(f"{path} line 1: the column {twice!r} is repeated in the header")
+        raise ProfileError(f"{path} line 1: the column {shown(twice)} is repeated in the header")
     for name in header:
         if name not in known:
             raise ProfileError(
-                f"{path} line 1: unknown column {name!r}; {nearest(str(name), known)}"
+                f"{path} line 1: unknown column {shown(name)}; {nearest(str(name), known)}"
             )
     if missing := [name for name in required if name not in header]:
-        raise ProfileError(f"{path} line 1: required column {missing[0]!r} is missing")
+        raise ProfileError(f"{path} line 1: required column {shown(missing[0])} is missing")
 
 
 def _run(row: dict[str, Any], where: str) -> MeasuredRun:
@@ -208,12 +208,12 @@ def _cell(name: str, cell: str, where: str) -> object:
     try:
         value = float(cell)
     except ValueError:
-        raise ProfileError(f"{where}: {name} {cell!r} is not a number") from None
+        raise ProfileError(f"{where}: {name} {shown(cell)} is not a number") from None
     least_ok = value >= 0 if name in _MAY_BE_ZERO else value > 0
     if not math.isfinite(value) or not least_ok or value > 1e12:
-        raise ProfileError(f"{where}: {name} {cell!r} is not a finite number in range")
+        raise ProfileError(f"{where}: {name} {shown(cell)} is not a finite number in range")
     if kind in (float, float | None):
         return value
     if value != int(value):
-        raise ProfileError(f"{where}: {name} {cell!r} is not a whole number")
+        raise ProfileError(f"{where}: {name} {shown(cell)} is not a whole number")
     return int(value)

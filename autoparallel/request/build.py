@@ -9,7 +9,7 @@ from typing import Any
 
 from autoparallel import catalog
 from autoparallel.catalog_schema import cluster_record, gpu_record, model_record
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.hardware import Cluster
 from autoparallel.model import Model
 from autoparallel.request.compose import (
@@ -327,7 +327,7 @@ def site_of(name: str, values: Mapping[str, Any]) -> Site:
     """The record of a site's entry."""
     known = Site.__dataclass_fields__.keys() - {"name"}
     if odd := sorted(values.keys() - known - {"sources"}):
-        raise ConfigError(f"site: unknown key {odd[0]!r}; {nearest(odd[0], known)}")
+        raise ConfigError(f"site: unknown key {shown(odd[0])}; {nearest(odd[0], known)}")
     lists: dict[str, Any] = {
         key: tuple(texts(values.get(key) or (), f"site.{key}")) for key in ("mounts", "data_path")
     }

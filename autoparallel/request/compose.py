@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoparallel import catalog
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.strict_yaml import read_yaml, refuse_code
 
 GROUPS = ("workload", "space", "site")
@@ -126,7 +126,7 @@ def _root_file(path: Path) -> dict[str, str]:
     known = {"cluster", *SCALARS, *GROUPS}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{path}: unknown key {key!r}; {nearest(key, known)}")
+            raise ConfigError(f"{path}: unknown key {shown(key)}; {nearest(key, known)}")
         if not isinstance(value, str):
             raise bad_value(f"{path} {key}", value, "is not a name")
         chosen[key] = value

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from autoparallel.catalog_schema import MODEL_RULES, TRAINING_RULES, check_model
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu, Link
 from autoparallel.model import Model, Training
-from autoparallel.strict_yaml import Rule, read_fields, read_yaml, refuse_code
+from autoparallel.strict_yaml import PlainDumper, Rule, read_fields, read_yaml, refuse_code
 
 OBJECTIVES = ("iteration_s", "cost_usd", "energy_kwh", "memory_bytes")
 """What the ranking makes small; the names are those of a plan's fields."""
@@ -226,7 +226,7 @@ def record_of(kind: type, values: object, where: str) -> Any:
         raise bad_value(where, values, "is not a mapping", "indent its keys below it")
     known = {f.name: f for f in fields(kind)}
     if odd := [key for key in values if key not in known]:
-        raise ConfigError(f"{where}: unknown key {odd[0]!r}; {nearest(str(odd[0]), known)}")
+        raise ConfigError(f"{where}: unknown key {shown(odd[0])}; {nearest(str(odd[0]), known)}")
     if missing := [key for key in known if key not in values]:
         raise ConfigError(f"{where}.{missing[0]}: missing; add it")
     read = {
@@ -280,25 +280,4 @@ def text_mapping(value: object, where: str) -> dict[str, str]:
 
 def yaml_text(values: Mapping[str, Any]) -> str:
     """A saved request as text."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Plain YAML without aliases; text is quoted unless it is a simple word."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Never write an anchor."""
-        return True
-
-
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_.]+)*")
-_NOT_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-
-
-def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    simple = _WORD.fullmatch(text) and text.lower() not in _NOT_WORDS
-    style = None if simple else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text_node)
+    return yaml.dump(values, Dumper=PlainDumper, sort_keys=False, width=10_000, allow_unicode=True)

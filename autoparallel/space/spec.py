@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from autoparallel.errors import ConfigError, bad_value, nearest
+from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.layout import (
     CP_COMM_TYPES,
     GRAD_DTYPES,
@@ -75,7 +75,9 @@ class SpaceSpec:
         """
         known = {f.name for f in fields(cls)}
         if unknown := sorted(str(key) for key in values if key not in known):
-            raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], known)}")
+            raise ConfigError(
+                f"{where}: unknown key {shown(unknown[0])}; {nearest(unknown[0], known)}"
+            )
         read: dict[str, Any] = {
             key: _values(f"{where}.{key}", key, value) for key, value in values.items()
         }
