@@ -21,6 +21,9 @@ FOUND_FASTER = {"nemotron-3-22b bf16 64", "nemotron-3-22b fp8 64"}
 Their vocabulary of 256,000 weighs 3.5 layers on the last of four stages of ten; the layout itself
 is predicted within some 5 % of the runs in training.csv (tp2 pp4 vpp10 mbs2, fp8: 3.82 s).
 """
+LESS_TENSOR = {"nemotron-3-8b bf16 8", "nemotron-3-8b fp8 8", "llama-3.1-70b fp8 64"}
+"""We prefer no tensor parallelism there: NeMo's wait per collective is fitted at its bound, and
+fp8 weights without a half-precision copy make room for it."""
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +135,13 @@ def test_every_recommended_layout_is_called_fitting(estimates) -> None:
 
 
 def test_dense_layouts_are_within_a_tenth_of_our_first(dense) -> None:
-    assert {label(v) for v in dense if v.over_first > 1.10} == FOUND_FASTER
+    assert {label(v) for v in dense if v.over_first > 1.10} == FOUND_FASTER | LESS_TENSOR
+    assert all(v.over_first < 1.2 for v in dense if label(v) not in FOUND_FASTER)
 
 
 def test_dense_meshes_are_among_our_ten_best(recommended, dense) -> None:
     behind = {label(v) for v in dense if not 0 < v.mesh_place <= recommended.TOP}
-    assert behind == FOUND_FASTER
+    assert behind == FOUND_FASTER | {"llama-3.1-70b fp8 64"}
 
 
 def test_a_third_of_the_dense_layouts_are_among_our_ten_best(recommended, dense) -> None:
