@@ -8,7 +8,7 @@ from autoparallel import catalog
 from autoparallel.errors import ConfigError
 from autoparallel.layout import PRECISIONS, RECOMPUTE_MODULES, SCHEDULES
 from autoparallel.measured import words
-from autoparallel.measured.cases import _cluster_of, read
+from autoparallel.measured.cases import cluster_of_gpu, read
 from autoparallel.measured.rows import MeasuredRun
 
 RUN = MeasuredRun(
@@ -71,7 +71,7 @@ def test_a_word_that_means_nothing_is_named(column: str, printed: str) -> None:
     ],
 )
 def test_a_gpu_is_known_by_its_printed_name(printed: str, gpu: str) -> None:
-    assert _cluster_of(printed, None).gpu.name == gpu
+    assert cluster_of_gpu(printed, None).gpu.name == gpu
 
 
 def test_every_gpu_of_the_catalog_means_itself() -> None:
