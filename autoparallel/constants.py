@@ -131,9 +131,6 @@ class MemoryConstants:
     )
 
 
-MEMORY_CONSTANT_NAMES = tuple(f.name for f in fields(MemoryConstants))
-
-
 def memory_bounds(name: str) -> tuple[float, float]:
     """Physical bounds of a memory constant."""
     metadata = MemoryConstants.__dataclass_fields__[name].metadata

@@ -28,12 +28,9 @@ class Traits:
         flash_attention: 1 fused attention that never stores scores, 0 unfused.
         stores_scores: 1 where attention keeps its scores for the backward pass though it is fused.
         master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
-        reduce_every_micro_batch: 1 when ZeRO-2/3 gradients are reduced per micro-batch.
         unsharded_units: Full layers alive at once under ZeRO-3.
         fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch.
-        compiled: 1 when torch.compile fuses memory-bound operators.
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
-        async_tp: 1 when tensor-parallel communication is split and overlapped with its GEMM.
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
         fp8_weight_bytes: Bytes of a parameter's fp8 copies beside its half-precision weight, under
@@ -47,12 +44,9 @@ class Traits:
     stores_scores: Num = 0.0
     master_bytes: Num = 4.0
     moment_bytes: Num = 8.0
-    reduce_every_micro_batch: Num = 0.0
     unsharded_units: Num = 2.0
     fused_kernels: Num = 1.0
-    compiled: Num = 0.0
     per_op_recompute: Num = 0.0
-    async_tp: Num = 0.0
     fp32_logits_copies: Num = 2.0
     logits_sharded: Num = 1.0
     fp8_weight_bytes: Num = 2.0

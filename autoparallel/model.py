@@ -118,6 +118,15 @@ class Model:
         )
 
 
+PUBLISHED_IN = {"deepseek-v3": "fp8-blockwise", "gpt-oss": "mxfp4", "kimi-k2": "fp8-blockwise"}
+"""Precision of checkpoints that were published quantised, by the start of their name."""
+
+
+def published_precision(model: Model) -> str:
+    """Precision of a checkpoint that was published quantised; empty for any other."""
+    return next((p for name, p in PUBLISHED_IN.items() if model.name.startswith(name)), "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shape:
     """A model and its sequence length in the papers' letters; every field is a scalar or [N].

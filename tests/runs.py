@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
-from autoparallel.measured.rows import COLUMNS, MeasuredRun
+from autoparallel.measured.rows import MeasuredRun, runs_text
 
 
 def write_runs(path: Path, runs: Iterable[MeasuredRun]) -> Path:
     """Write `runs` as CSV, unknown values empty; returns the path."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(
-            {k: "" if v is None else v for k, v in asdict(run).items()} for run in runs
-        )
+    path.write_text(runs_text(runs), encoding="utf-8")
     return path

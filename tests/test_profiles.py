@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from autoparallel.calibration.profile_file import Profile, profile_text, rounded, write_profile
 from autoparallel.constants import (
     CONSTANT_NAMES,
-    MEMORY_CONSTANT_NAMES,
     Constants,
     MemoryConstants,
     bounds,
@@ -37,7 +36,8 @@ CALIBRATIONS = st.builds(
     family=st.just("megatron-hopper"),
     constants=st.builds(Constants, **{n: between(bounds(n)) for n in CONSTANT_NAMES}),
     memory=st.builds(
-        MemoryConstants, **{n: between(memory_bounds(n)) for n in MEMORY_CONSTANT_NAMES}
+        MemoryConstants,
+        **{f.name: between(memory_bounds(f.name)) for f in fields(MemoryConstants)},
     ),
     spread=st.builds(Spread, **{f.name: between((0.0, 5.0)) for f in fields(Spread)}),
     state=st.just("measured"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,10 +180,12 @@ def _answer(
     request: ServingRequest, *, top: int, as_json: bool, out: Path | None, quiet: bool
 ) -> None:
     """Search, save the run, show the plan."""
+    from autoparallel.cli.run_folder import default_folder
     from autoparallel.serving_planning import solve
 
     solved = solve(request, top=top)
-    folder = out if out or as_json else _default_folder(request)
+    gpus = request.num_gpus or "auto"
+    folder = out if out or as_json else default_folder(request.model.name, "serving", gpus)
     names, unsaved = [], None
     try:
         names = _saved(folder, solved) if folder else []
@@ -226,15 +227,9 @@ def _show(solved: Solved, quiet: bool) -> None:
     screen.show(lines)
 
 
-def _default_folder(request: ServingRequest) -> Path:
-    """`runs/<time>-<model>-serving-<gpus>/`."""
-    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    gpus = request.num_gpus or "auto"
-    return Path("runs") / f"{started}-{request.model.name}-serving-{gpus}"
-
-
 def _saved(folder: Path, solved: Solved) -> list[str]:
     """Write the files of a run; returns their names in the folder."""
+    from autoparallel.cli.run_folder import names_in
     from autoparallel.cli.serving_launch import write_pareto, write_serving_files
 
     solved.plan.write(folder)
@@ -243,8 +238,7 @@ def _saved(folder: Path, solved: Solved) -> list[str]:
     if solved.plan.entries:
         names.append(write_pareto(folder, solved))
         written = write_serving_files(solved.request, solved.plan.entries[0], folder)
-        root = folder.resolve()
-        names += [str(path.resolve().relative_to(root)) for path in written]
+        names += names_in(folder, written)
     return names
 
 

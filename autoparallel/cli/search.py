@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,10 @@ if TYPE_CHECKING:
     from autoparallel.plan import Estimate, Plan
     from autoparallel.ranking import Ranked, Setting
     from autoparallel.request import TrainingRequest
+
+EVERY_FRAMEWORK = "all"
+FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
+"""What `--framework all` compares."""
 
 
 def search_verb(
@@ -90,11 +93,6 @@ def search_verb(
     _answer(request, top=top, as_json=json, out=out, save_all=save_all, report=report, quiet=quiet)
 
 
-EVERY_FRAMEWORK = "all"
-FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
-"""What `--framework all` compares."""
-
-
 def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest:
     """The request under the framework whose first layout is best; the comparison is shown."""
     from autoparallel.cli import plan_view
@@ -135,15 +133,16 @@ def _answer(
     quiet: bool,
 ) -> None:
     """Search, save the run, show the plan."""
-    from autoparallel.cli import plan_view
+    from autoparallel.cli import plan_view, run_folder
 
     plan, result, where = _searched(request, top)
-    folder = out if out or as_json else _default_folder(request)
+    usual = run_folder.default_folder(request.model.name, request.num_gpus)
+    folder = out if out or as_json else usual
     names, unsaved = [], None
     try:
-        names = _saved(folder, plan, result, where, save_all) if folder else []
+        names = run_folder.save(folder, plan, result, where, save_all) if folder else []
         if report and folder and plan.entries:
-            names += _reported(folder, quiet)
+            names += run_folder.report(folder, quiet)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:
@@ -233,68 +232,6 @@ def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
     from autoparallel.planning import estimate
 
     return estimate(request, Layout.parse(request.baseline), among=result)
-
-
-def _saved(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: bool) -> list[str]:
-    """Write the files of a run; returns their names in the folder."""
-    from autoparallel.candidates_file import write_all, write_kept
-
-    request = where.request
-    plan.write(folder)
-    request.write_yaml(folder / "request.yaml")
-    if save_all:
-        from autoparallel.planning import candidates_of
-        from autoparallel.ranking import cost_model
-
-        write_all(folder, candidates_of(request, where), cost_model(where))
-    else:
-        write_kept(folder, result)
-    names = ["plan.json", "request.yaml", "candidates.parquet"]
-    if plan.entries:
-        names += _launch_files(request, plan, folder)
-    return names
-
-
-def _reported(folder: Path, quiet: bool) -> list[str]:
-    """Write the report of a saved run; returns the names of its files."""
-    from autoparallel.cli.progress import Progress
-    from autoparallel.reporting.report import REPORT_FILE, read_report, write_report
-
-    progress = Progress(shown=not quiet)
-    written = write_report(read_report([folder], progress=progress), folder / REPORT_FILE)
-    progress.end()
-    return [path.name for path in written]
-
-
-def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[str]:
-    """Files of the best layout that an exporter of the framework can write.
-
-    A plan that nothing can launch is a plan all the same.
-    """
-    from autoparallel.cli.launch import write_launch_files
-    from autoparallel.framework import framework
-
-    first: ConfigError | None = None
-    for entry in plan.entries:
-        exporters = framework(entry.layout.framework, request.config_path).exporters
-        for to in exporters or ("",):
-            try:
-                written = write_launch_files(request, entry.layout, folder, to)
-            except ConfigError as error:
-                first = first or error
-                continue
-            if first is not None:
-                typer.echo(f"launch files are of number {entry.rank}, for {to}: {first}", err=True)
-            root = folder.resolve()
-            return [str(path.resolve().relative_to(root)) for path in written]
-    typer.echo(f"no launch files: {first}", err=True)
-    return []
-
-
-def _default_folder(request: TrainingRequest) -> Path:
-    """`runs/<time>-<model>-<gpus>/`."""
-    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{started}-{request.model.name}-{request.num_gpus}"
 
 
 def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:

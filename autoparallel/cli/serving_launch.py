@@ -67,7 +67,7 @@ def write_serving_files(
 
 def _deployment(request: ServingRequest, entry: ServingEntry) -> Deployment:
     from autoparallel.inference import backend
-    from autoparallel.request.serving import published_precision
+    from autoparallel.model import published_precision
 
     fraction = backend(entry.backend).memory_fraction
     return deployment(request, entry, fraction, published_precision(request.model))

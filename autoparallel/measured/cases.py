@@ -362,10 +362,7 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     traits = framework.traits
     changes: dict[str, float] = {
         "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
-        "async_tp": float(run.async_tensor_parallel or 0),
     }
-    if run.compiled is not None:
-        changes["compiled"] = float(run.compiled)
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):

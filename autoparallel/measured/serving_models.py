@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoparallel import catalog
 from autoparallel.errors import CatalogError
-from autoparallel.model import Model
+from autoparallel.model import Model, published_precision
 
 PRECISIONS = {
     "": "",
@@ -37,8 +37,6 @@ _IN_NAME = (
 _NOISE = re.compile(
     r"-(?:instruct|chat|thinking|it|hf|base|original|text|original-text|turbo|preview|\d{4}|v0\.\d+)(?=-|$)"
 )
-NATIVE = (("gpt-oss", "mxfp4"), ("deepseek-", "fp8-blockwise"), ("kimi-k2", "fp8-blockwise"))
-"""Precision of checkpoints that were published quantised, by the start of their name."""
 
 
 def checkpoint(name: str, precision: str = "", config_dir: Path | None = None) -> tuple[Model, str]:
@@ -62,7 +60,7 @@ def checkpoint(name: str, precision: str = "", config_dir: Path | None = None) -
         if pattern.search(words):
             words, named = pattern.sub("", words), named or meaning
     found = _model(words, config_dir)
-    native = next((p for start, p in NATIVE if found.name.startswith(start)), "bf16")
+    native = published_precision(found) or "bf16"
     if native == "mxfp4":
         return found, native
     return found, stated or named or native

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.layout import KNOB_FIELDS, Knobs
+from autoparallel.layout import Knobs
 
 MESH = ("tp", "pp", "cp", "ep", "etp")
 SAME_MESH = 3
@@ -40,13 +40,3 @@ def short_list(
             break
     picked = sorted(chosen + spare[: top - len(chosen)])
     return np.array(picked, dtype=np.intp)
-
-
-def differing(knobs: Knobs, row: int, other: int) -> list[str]:
-    """Names of the knobs in which two rows differ."""
-
-    def value(name: str, at: int) -> float:
-        column = np.asarray(getattr(knobs, name))
-        return float(column[at] if column.ndim else column)
-
-    return [f.name for f in KNOB_FIELDS if value(f.name, row) != value(f.name, other)]

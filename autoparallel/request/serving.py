@@ -11,7 +11,7 @@ from autoparallel.catalog_schema import check_model
 from autoparallel.errors import ConfigError, bad_value, nearest
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu
-from autoparallel.model import Model
+from autoparallel.model import Model, published_precision
 from autoparallel.request.build import (
     cluster_of,
     composition,
@@ -44,8 +44,6 @@ PERCENTILES = ("mean", "p50", "p90", "p99")
 DISAGGREGATED = ("auto", "on", "off")
 AUTO_GPUS = 0
 """`num_gpus` of a request that asks for the fewest."""
-PUBLISHED_IN = {"deepseek-v3": "fp8-blockwise", "gpt-oss": "mxfp4", "kimi-k2": "fp8-blockwise"}
-"""Precision of checkpoints that were published quantised, by the start of their name."""
 _LIMIT = Rule(least=1e-3, most=1e9, null=True)
 
 
@@ -379,11 +377,6 @@ def _precisions(asked: str | None, model: Model, gpu: Gpu, anything: bool) -> tu
         return (own,)
     others = [p for p in ("bf16", "fp8", "nvfp4") if computes(gpu, p)]
     return tuple(dict.fromkeys((own, *others)))
-
-
-def published_precision(model: Model) -> str:
-    """Precision of a checkpoint that was published quantised; empty for any other."""
-    return next((p for name, p in PUBLISHED_IN.items() if model.name.startswith(name)), "")
 
 
 def _kv_dtypes(asked: str | None, gpu: Gpu, anything: bool) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from autoparallel.cost.memory import Memory, memory
 from autoparallel.cost.step import step_time
 from autoparallel.layout import KNOB_FIELDS, Knobs, Layout, knobs
 from autoparallel.ranking import Scores, ranked, short_list
-from autoparallel.ranking.short_list import MESH, SAME_MESH, differing
+from autoparallel.ranking.short_list import MESH, SAME_MESH
 
 SIZES = st.sampled_from([1, 2, 4, 8])
 LAYOUTS = st.builds(
@@ -83,14 +83,6 @@ def test_a_knob_that_all_rows_share_may_be_a_scalar() -> None:
     values = {f.name: getattr(table, f.name) for f in KNOB_FIELDS}
     same = Knobs(**values | {"tp": 1.0, "cp": 1.0})
     assert short_list(same, 2).tolist() == short_list(table, 2).tolist()
-
-
-def test_differing_names_the_knobs() -> None:
-    table = columns(
-        [Layout.parse("tp2 mbs1"), Layout.parse("tp2 mbs2 zero3"), Layout.parse("tp2 mbs1")]
-    )
-    assert differing(table, 0, 1) == ["mbs", "zero"]
-    assert differing(table, 0, 2) == []
 
 
 # ---- the stream ----------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""The folder of a training run: the files that a search leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from autoparallel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoparallel.plan import Plan
+    from autoparallel.ranking import Ranked, Setting
+    from autoparallel.request import TrainingRequest
+
+
+def default_folder(*words: object) -> Path:
+    """`runs/<time>-<words>/`: where a run goes that names no folder."""
+    started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / "-".join(map(str, (started, *words)))
+
+
+def save(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: bool) -> list[str]:
+    """Write the files of a run; returns their names in the folder."""
+    from autoparallel.candidates_file import write_all, write_kept
+
+    request = where.request
+    plan.write(folder)
+    request.write_yaml(folder / "request.yaml")
+    if save_all:
+        from autoparallel.planning import candidates_of
+        from autoparallel.ranking import cost_model
+
+        write_all(folder, candidates_of(request, where), cost_model(where))
+    else:
+        write_kept(folder, result)
+    names = ["plan.json", "request.yaml", "candidates.parquet"]
+    if plan.entries:
+        names += _launch_files(request, plan, folder)
+    return names
+
+
+def report(folder: Path, quiet: bool) -> list[str]:
+    """Write the report of a saved run; returns the names of its files."""
+    from autoparallel.cli.progress import Progress
+    from autoparallel.reporting.report import REPORT_FILE, read_report, write_report
+
+    progress = Progress(shown=not quiet)
+    written = write_report(read_report([folder], progress=progress), folder / REPORT_FILE)
+    progress.end()
+    return [path.name for path in written]
+
+
+def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[str]:
+    """Files of the best layout that an exporter of the framework can write.
+
+    A plan that nothing can launch is a plan all the same.
+    """
+    from autoparallel.cli.launch import write_launch_files
+    from autoparallel.framework import framework
+
+    first: ConfigError | None = None
+    for entry in plan.entries:
+        exporters = framework(entry.layout.framework, request.config_path).exporters
+        for to in exporters or ("",):
+            try:
+                written = write_launch_files(request, entry.layout, folder, to)
+            except ConfigError as error:
+                first = first or error
+                continue
+            if first is not None:
+                typer.echo(f"launch files are of number {entry.rank}, for {to}: {first}", err=True)
+            return names_in(folder, written)
+    typer.echo(f"no launch files: {first}", err=True)
+    return []
+
+
+def names_in(folder: Path, written: Iterable[Path]) -> list[str]:
+    """Files of a folder by their names there."""
+    root = folder.resolve()
+    return [str(path.resolve().relative_to(root)) for path in written]
