@@ -7,27 +7,23 @@ reads it back strictly: a file that is not whole, or that a newer program wrote,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoparallel import files
 from autoparallel import strict_json as check
 from autoparallel.constants import FITS
-from autoparallel.errors import AutoparallelError, ConfigError, bad_value
+from autoparallel.envelope import PLAN_FILE as PLAN_FILE
+from autoparallel.envelope import Envelope, envelope_values, read_envelope
+from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.layout import Layout
-from autoparallel.provenance import PROVENANCE, Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-PLAN_FILE = "plan.json"
-MAX_BYTES = 64 * 1024 * 1024
 _SUM_TOLERANCE = 1e-6
 
 _FP8 = {
@@ -207,43 +203,11 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A ranked short list with what was asked, what it was made with and what was left out.
+class Plan(Envelope):
+    """A ranked short list of layouts with what was asked and what was left out."""
 
-    Attributes:
-        request: The request as plain data; `search --from` reads it back.
-        considered, legal, evaluated, feasible: Candidates that survived each sieve.
-        pruned: Reason -> how many candidates it removed.
-        search_s: Wall time from request to ranked plan.
-        entries: The short list, best first (`plan` in the file).
-    """
-
-    schema_version: int = SCHEMA_VERSION
     kind: str = "training"
-    request: dict[str, Any]
-    provenance: Provenance
-    considered: int
-    legal: int
-    evaluated: int
-    feasible: int
-    pruned: dict[str, int]
-    search_s: float
     entries: tuple[PlanEntry, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain data: stable key order, finite numbers, null for what is absent."""
-        head = asdict(replace(self, entries=()))
-        del head["entries"]
-        plan = [entry.to_json() for entry in self.entries]
-        return {name: check.plain(name, value) for name, value in head.items()} | {"plan": plan}
-
-    def text(self) -> str:
-        """What `--json` prints and `plan.json` holds."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-
-    def write(self, directory: Path) -> Path:
-        """Write `plan.json` into `directory`, atomically; returns its path."""
-        return files.write_text(directory, PLAN_FILE, self.text())
 
     @property
     def figures(self) -> Any:
@@ -301,12 +265,7 @@ def load_plan(path: Path | str) -> Plan:
         ConfigError: no such file, over 64 MB, not whole JSON, a number that is not finite, a key
             that is repeated, missing or unknown, a value of the wrong kind, a newer schema_version.
     """
-    place = Path(path)
-    place = place / PLAN_FILE if "\0" not in str(path) and place.is_dir() else place
-    try:
-        return _read_plan(check.parsed(files.read_text(place, MAX_BYTES)))
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+    return read_envelope(path, lambda data: Plan(**envelope_values(data, "training", _entry)))
 
 
 def _adds_up(total: str, value: float | None, name: str, parts: Mapping[str, float] | None) -> None:
@@ -397,32 +356,3 @@ def _entry(path: str, value: Any) -> PlanEntry:
         return PlanEntry(**found)
     except AutoparallelError as error:
         raise ConfigError(f"{path}.{error}") from error
-
-
-def _entries(path: str, value: Any) -> tuple[PlanEntry, ...]:
-    return tuple(_entry(f"{path}[{i}]", item) for i, item in enumerate(check.sequence(path, value)))
-
-
-_PLAN: dict[str, check.Check] = {
-    "schema_version": check.count,
-    "kind": check.text,
-    "request": check.mapping,
-    "provenance": check.built(Provenance, PROVENANCE),
-    **dict.fromkeys(("considered", "legal", "evaluated", "feasible"), check.count),
-    "pruned": check.map_of(check.count),
-    "search_s": check.number,
-    "plan": _entries,
-}
-
-
-def _read_plan(data: Any) -> Plan:
-    found = check.mapping("", data)
-    version = check.count("schema_version", found.get("schema_version"))
-    if version != SCHEMA_VERSION:
-        newer = version > SCHEMA_VERSION
-        hint = "upgrade autoparallel-planner" if newer else "run the search again"
-        raise bad_value("schema_version", version, f"is not {SCHEMA_VERSION}", hint)
-    if found.get("kind") != "training":
-        raise check.wrong("kind", found.get("kind"), "is not a kind this reader knows: training")
-    values = check.record("", found, _PLAN)
-    return Plan(**{("entries" if name == "plan" else name): v for name, v in values.items()})

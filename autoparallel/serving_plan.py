@@ -6,23 +6,16 @@ both ways, as `plan`: the text is the file, byte for byte, and a file that is no
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoparallel import files
 from autoparallel import strict_json as check
-from autoparallel.errors import ConfigError, bad_value
-from autoparallel.provenance import PROVENANCE, Provenance
+from autoparallel.envelope import Envelope, envelope_values, read_envelope
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-PLAN_FILE = "plan.json"
-MAX_BYTES = 64 * 1024 * 1024
 MODES = ("aggregated", "disaggregated")
 ROLES = ("aggregated", "prefill", "decode")
 
@@ -106,35 +99,11 @@ class ServingEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingPlan:
+class ServingPlan(Envelope):
     """A ranked short list of deployments with what was asked and what was left out."""
 
-    schema_version: int = SCHEMA_VERSION
     kind: str = "serving"
-    request: dict[str, Any]
-    provenance: Provenance
-    considered: int
-    legal: int
-    evaluated: int
-    feasible: int
-    pruned: dict[str, int]
-    search_s: float
     entries: tuple[ServingEntry, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain data: stable key order, finite numbers, null for what is absent."""
-        head = asdict(replace(self, entries=()))
-        del head["entries"]
-        plan = [entry.to_json() for entry in self.entries]
-        return {name: check.plain(name, value) for name, value in head.items()} | {"plan": plan}
-
-    def text(self) -> str:
-        """What `--json` prints and `plan.json` holds."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-
-    def write(self, directory: Path) -> Path:
-        """Write `plan.json` into `directory`, atomically; returns its path."""
-        return files.write_text(directory, PLAN_FILE, self.text())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a deployment; workers and parts become columns (`decode_replicas`)."""
@@ -159,47 +128,12 @@ def load_serving_plan(path: Path | str) -> ServingPlan:
     Raises:
         ConfigError: no such file, or one that is not a whole serving plan of this schema.
     """
-    place = Path(path)
-    place = place / PLAN_FILE if "\0" not in str(path) and place.is_dir() else place
-    try:
-        return _read(check.parsed(files.read_text(place, MAX_BYTES)))
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
-
-
-def plan_kind(path: Path | str) -> str:
-    """`training`, `serving` or whatever a saved plan says it is.
-
-    Raises:
-        ConfigError: a file that cannot be read as JSON.
-    """
-    place = Path(path)
-    place = place / PLAN_FILE if "\0" not in str(path) and place.is_dir() else place
-    try:
-        data = check.mapping("", check.parsed(files.read_text(place, MAX_BYTES)))
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
-    return str(data.get("kind"))
-
-
-def _one_of(known: tuple[str, ...]) -> check.Check:
-    def read(path: str, value: Any) -> str:
-        if value not in known:
-            raise check.wrong(path, value, f"is not one of {', '.join(known)}")
-        return str(value)
-
-    return read
+    return read_envelope(path, lambda data: ServingPlan(**envelope_values(data, "serving", _entry)))
 
 
 _WORKER: dict[str, check.Check] = {
-    f.name: _one_of(ROLES) if f.name == "role" else check.count for f in fields(Worker)
+    f.name: check.choice(*ROLES) if f.name == "role" else check.count for f in fields(Worker)
 }
-
-
-def _rows(read: Callable[[str, Any], Any]) -> check.Check:
-    return lambda path, value: tuple(
-        read(f"{path}[{i}]", item) for i, item in enumerate(check.sequence(path, value))
-    )
 
 
 _TEXTS = ("backend", "precision", "kv_dtype")
@@ -208,33 +142,11 @@ _ENTRY: dict[str, check.Check] = {
 } | {
     "rank": check.or_null(check.count),
     **dict.fromkeys(_TEXTS, check.text),
-    "mode": _one_of(MODES),
-    "workers": _rows(check.built(Worker, _WORKER)),
+    "mode": check.choice(*MODES),
+    "workers": check.list_of(check.built(Worker, _WORKER)),
     "concurrency": check.number,
     "fits_probability": check.or_null(check.fraction),
     "binding_constraint": check.or_null(check.text),
     "parts": check.or_null(check.map_of(check.number, "_s")),
 }
-_PLAN: dict[str, check.Check] = {
-    "schema_version": check.count,
-    "kind": check.text,
-    "request": check.mapping,
-    "provenance": check.built(Provenance, PROVENANCE),
-    **dict.fromkeys(("considered", "legal", "evaluated", "feasible"), check.count),
-    "pruned": check.map_of(check.count),
-    "search_s": check.number,
-    "plan": _rows(check.built(ServingEntry, _ENTRY)),
-}
-
-
-def _read(data: Any) -> ServingPlan:
-    found = check.mapping("", data)
-    if found.get("kind") != "serving":
-        raise check.wrong("kind", found.get("kind"), "is not a kind this reader knows: serving")
-    version = check.count("schema_version", found.get("schema_version"))
-    if version != SCHEMA_VERSION:
-        newer = version > SCHEMA_VERSION
-        hint = "upgrade autoparallel-planner" if newer else "run the search again"
-        raise bad_value("schema_version", version, f"is not {SCHEMA_VERSION}", hint)
-    values = check.record("", found, _PLAN)
-    return ServingPlan(**{("entries" if k == "plan" else k): v for k, v in values.items()})
+_entry = check.built(ServingEntry, _ENTRY)

@@ -2,8 +2,10 @@
 
 python benchmarks/accuracy.py [--leave-one-out] [--out FILE]
 
-Prints Markdown and writes it to benchmarks/accuracy_<yyyy-mm>.md. With --leave-one-out (minutes)
-every split group is also predicted from constants fitted to the others.
+Training runs and serving figures: prints Markdown and writes it to
+benchmarks/accuracy_<yyyy-mm>.md. With --leave-one-out (minutes) every split group of training runs
+is also predicted from constants fitted to the others; benchmarks/serving_accuracy.py does that for
+serving.
 """
 
 from __future__ import annotations
@@ -34,11 +36,13 @@ from autoparallel.scoreboard.calibrated import (
 )
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.score import read_files
+from autoparallel.scoreboard.serving import ServingTable, metric_blocks, validate_serving
 from autoparallel.scoreboard.table import time_block
 from autoparallel.scoreboard.text import Text, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "benchmarks" / "measured" / "training.csv"
+SERVED = ROOT / "benchmarks" / "measured" / "inference.csv"
 GOALS = ROOT / "docs" / "accuracy-goals.md"
 MEGATRON = ("megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed")
 FSDP = ("fsdp", "fsdp2", "composer", "yafsdp")
@@ -146,11 +150,24 @@ TODAY: dict[str, Callable[[View], str]] = {
     "fitting": fitting_today,
     "90 % interval": intervals_today,
 }
-"""By the beginning of a goal's name: its figure. Goals that are not here are not measured yet."""
+"""By the beginning of a training goal's name: its figure."""
+
+SERVING = {
+    "serving: TPOT": "tpot",
+    "serving: TTFT": "ttft",
+    "serving: highest throughput": "throughput",
+}
+"""By the beginning of a serving goal's name: its metric."""
 
 
-def goals(views: Sequence[tuple[str, View]]) -> Text:
-    """The goals of docs/accuracy-goals.md with a column for every view."""
+def serving_today(served: ServingTable, metric: str) -> str:
+    """Mean error of a metric."""
+    block = metric_blocks(served)[metric]
+    return f"{percent(block['mape'])} of {block['n']}"
+
+
+def goals(views: Sequence[tuple[str, View]], served: ServingTable) -> Text:
+    """The goals of docs/accuracy-goals.md with a column for every view; serving has today's."""
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in re.findall(r"^\|.*\|$", GOALS.read_text(encoding="utf-8"), re.MULTILINE)
@@ -158,7 +175,13 @@ def goals(views: Sequence[tuple[str, View]]) -> Text:
     rows = []
     for name, *rest in lines[2:]:
         figure = next((f for start, f in TODAY.items() if name.startswith(start)), None)
-        today = [figure(v) if figure else "not measured" for _, v in views]
+        metric = next((m for start, m in SERVING.items() if name.startswith(start)), None)
+        if figure is not None:
+            today = [figure(v) for _, v in views]
+        elif metric is not None:
+            today = [serving_today(served, metric), *["-" for _ in views[1:]]]
+        else:
+            raise SystemExit(f"{GOALS.name}: the goal {name!r} has no figure here")
         rows.append((name, *today, *rest))
     columns = (lines[0][0], *(name for name, _ in views), *lines[0][1:])
     return Text(title="Goals", columns=columns, rows=tuple(rows))
@@ -194,6 +217,7 @@ def report(leave_one_out: bool) -> str:
     readings, skipped = read_files([MEASURED])
     predictions = predict(readings)
     today = view(readings, predictions)
+    served = validate_serving([SERVED])
     views, extra = [("today", today)], ""
     if leave_one_out:
         outcome = run(readings, MEASURED.name, progress=lambda line: print(line, file=sys.stderr))
@@ -204,24 +228,29 @@ def report(leave_one_out: bool) -> str:
         extra = "\n## Every split group predicted from the others\n\n"
         extra += "\n".join(part.markdown() for part in parts)
     tables = (
-        goals(views),
+        goals(views, served.table),
         text.headline(today.score),
         text.figures(today.score),
         text.groups(today.score),
         text.worst_cells(today.score.table),
     )
-    head = _head(len(readings), sum(skipped.values()), leave_one_out)
+    counts = (
+        f"{len(readings)} rows of {MEASURED.relative_to(ROOT)}, {sum(skipped.values())} skipped; "
+        f"{len(served.table)} figures of {SERVED.relative_to(ROOT)}, "
+        f"{sum(served.skipped.values())} skipped"
+    )
+    head = _head(counts, leave_one_out)
     return head + "\n".join(table.markdown() for table in tables) + extra
 
 
-def _head(rows: int, skipped: int, leave_one_out: bool) -> str:
+def _head(counts: str, leave_one_out: bool) -> str:
     command = "python benchmarks/accuracy.py" + (" --leave-one-out" if leave_one_out else "")
     used = ", ".join(f"{name} {number}" for name, number in versions().items())
     profiles = sorted(p.stem for p in (ROOT / "profiles" / "training").glob("*.yaml"))
     found = f"{len(profiles)} profiles" if profiles else "no profiles: every constant is a prior"
     return (
         f"# Accuracy, {datetime.now(UTC):%Y-%m}\n\n    {command}\n\n"
-        f"{used}; {found}; {rows} rows of {MEASURED.relative_to(ROOT)}, {skipped} skipped. "
+        f"{used}; {found}; {counts}. "
         "The goals are docs/accuracy-goals.md's.\n\n"
     )
 

@@ -34,10 +34,10 @@ from autoparallel.plan import (
     Place,
     Plan,
     PlanEntry,
-    Provenance,
     load_plan,
     megatron_fields,
 )
+from autoparallel.provenance import Provenance
 
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schemas"
 PARTS = {"compute_s": 6.0, "tp_comm_s": 1.5, "cp_comm_s": 0.0, "ep_comm_s": 0.0, "dp_comm_s": 0.5}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autoparallel.envelope import plan_kind
 from autoparallel.errors import ConfigError
 from autoparallel.plan import load_plan
 from autoparallel.provenance import Provenance
@@ -14,7 +15,6 @@ from autoparallel.serving_plan import (
     ServingPlan,
     Worker,
     load_serving_plan,
-    plan_kind,
 )
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "schemas" / "infer.schema.json"

@@ -41,9 +41,9 @@ def export_verb(
     from dataclasses import replace
 
     from autoparallel.cli.launch import launch_files, write_files
+    from autoparallel.envelope import plan_kind
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest, site_record
-    from autoparallel.serving_plan import plan_kind
 
     if plan_kind(run) == "serving":
         _export_serving(run, rank, out, site, to or None, config_dir, json)
@@ -89,7 +89,7 @@ def _export_serving(
     from dataclasses import replace
 
     from autoparallel.cli.serving_launch import write_serving_files
-    from autoparallel.cli.serving_view import deployment
+    from autoparallel.reporting.serving_wording import deployment
     from autoparallel.request import ServingRequest, site_record
     from autoparallel.serving_plan import load_serving_plan
 

@@ -244,7 +244,7 @@ def _saved(folder: Path, solved: Solved) -> list[str]:
 
 def _nothing(solved: Solved) -> str:
     """What stands in the way, the nearest miss with its numbers, and what would meet the limits."""
-    from autoparallel.cli.serving_view import deployment
+    from autoparallel.reporting.serving_wording import deployment
     from autoparallel.serving_planning import nearest_miss, rescues
 
     plan, request = solved.plan, solved.request

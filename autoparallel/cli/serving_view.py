@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
+from autoparallel.reporting.serving_wording import deployment, outcome, rate
+from autoparallel.reporting.wording import number
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     from autoparallel.request import ServingRequest
-    from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker
+    from autoparallel.serving_plan import ServingEntry, ServingPlan
 
 SHOWN_RULES = 5
 PARTS_SHOWN = 4
@@ -62,42 +64,21 @@ def _limits(request: ServingRequest) -> str:
     return ", ".join(given) or "no latency limit"
 
 
-def worker_text(worker: Worker) -> str:
-    """A kind of replica in one word: `2x tp4 b64`."""
-    sizes = (
-        ("tp", worker.tensor_model_parallel_size),
-        ("pp", worker.pipeline_model_parallel_size),
-        ("dp", worker.attention_data_parallel_size),
-        ("ep", worker.expert_model_parallel_size),
-    )
-    words = [f"{name}{size}" for name, size in sizes if size > 1 or name == "tp"]
-    words.append(f"batch{worker.max_batch_size}")
-    if worker.role != "decode":
-        words.append(f"tokens{worker.max_num_tokens}")
-    role = "" if worker.role == "aggregated" else f"{worker.role} "
-    return f"{role}{worker.replicas} x {' '.join(words)}"
-
-
-def deployment(entry: ServingEntry) -> str:
-    """All workers of a deployment."""
-    return " | ".join(worker_text(worker) for worker in entry.workers)
-
-
 def table(labels: Sequence[str], entries: Sequence[ServingEntry]) -> list[Line]:
     """One row a deployment; on a narrow terminal the workers have a line of their own."""
     numbers = [
-        Column(head="tok/s", cells=[_amount(e.tokens_per_s) for e in entries]),
-        Column(head="tok/s/GPU", cells=[_amount(e.tokens_per_s_per_gpu) for e in entries]),
-        Column(head="tok/s/user", cells=[_of(e.tokens_per_s_per_user, 1) for e in entries]),
-        Column(head="TTFT ms", cells=[_of(e.ttft_ms, 0) for e in entries]),
-        Column(head="TPOT ms", cells=[_of(e.tpot_ms, 1) for e in entries]),
-        Column(head="req/s", cells=[_of(e.load, 2) for e in entries]),
+        Column(head="tok/s", cells=[rate(e.tokens_per_s) for e in entries]),
+        Column(head="tok/s/GPU", cells=[rate(e.tokens_per_s_per_gpu) for e in entries]),
+        Column(head="tok/s/user", cells=[number(e.tokens_per_s_per_user, 1) for e in entries]),
+        Column(head="TTFT ms", cells=[number(e.ttft_ms, 0) for e in entries]),
+        Column(head="TPOT ms", cells=[number(e.tpot_ms, 1) for e in entries]),
+        Column(head="req/s", cells=[number(e.load, 2) for e in entries]),
         Column(head="GPUs", cells=[str(e.gpus) for e in entries]),
-        Column(head="GiB", cells=[_of((e.memory_bytes or 0.0) / GIB, 1) for e in entries]),
-        Column(head="P(fits)", cells=[_of(e.fits_probability, 2) for e in entries]),
+        Column(head="GiB", cells=[number((e.memory_bytes or 0.0) / GIB, 1) for e in entries]),
+        Column(head="P(fits)", cells=[number(e.fits_probability, 2) for e in entries]),
     ]
     if any(e.usd_per_million_tokens is not None for e in entries):
-        prices = [_of(e.usd_per_million_tokens, 2) for e in entries]
+        prices = [number(e.usd_per_million_tokens, 2) for e in entries]
         numbers.append(Column(head="$/M tok", cells=prices))
     kinds = [f"{e.backend} {e.precision}/{e.kv_dtype}" for e in entries]
     head = [
@@ -114,37 +95,9 @@ def table(labels: Sequence[str], entries: Sequence[ServingEntry]) -> list[Line]:
     return out
 
 
-def _of(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _amount(value: float | None) -> str:
-    """A rate with the digits it is worth."""
-    return _of(value, 0 if value is None or value >= 100 else 1 if value >= 1 else 3)
-
-
-BINDS = {
-    "ttft_ms": "the TTFT limit stops more",
-    "tpot_ms": "the TPOT limit stops more",
-    "e2e_ms": "the end-to-end limit stops more",
-    "kv_cache": "the KV cache is full",
-    "load": "the load is what was asked",
-    "max_batch_size": "the largest batch of the space is reached",
-    "compute": "more requests would not make it faster",
-}
-
-
 def decision(entry: ServingEntry, tied: int, request: ServingRequest) -> list[Line]:
-    """What to take, in one sentence."""
-    text = (
-        f"Take {firm(entry.backend)} {entry.mode}, {firm(deployment(entry))}: "
-        f"{_amount(entry.tokens_per_s)} tokens/s ({_amount(entry.tokens_per_s_per_gpu)} a GPU, "
-        f"{_of(entry.tokens_per_s_per_user, 1)} a user) at {entry.concurrency:,.0f} requests in "
-        f"flight, TTFT {_of(entry.ttft_ms, 0)} ms, TPOT {_of(entry.tpot_ms, 1)} ms"
-    )
-    if entry.usd_per_million_tokens is not None:
-        text += f", USD {entry.usd_per_million_tokens:.2f} a million tokens"
-    text += f"; {BINDS.get(entry.binding_constraint or '', entry.binding_constraint)}."
+    """What to take, in one sentence, and what else there is to know before."""
+    text = f"Take {firm(entry.backend)} {entry.mode}, {firm(deployment(entry))}: {outcome(entry)}."
     if tied:
         others = "1 other (=) is" if tied == 1 else f"{tied} others (=) are"
         text += f" {others} within the model's resolution of it."

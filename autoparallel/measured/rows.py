@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from autoparallel.errors import ProfileError, nearest, shown
+
+Record = TypeVar("Record")
 
 MAX_FILE_BYTES = 256 * 2**20
 REQUIRED = (
@@ -116,15 +118,25 @@ def read_runs(path: str | Path) -> list[MeasuredRun]:
         ProfileError: unreadable or oversized file, unknown or missing column, a cell that is not a
             finite number of the right kind, or a row that measures nothing.
     """
-    return list(_rows(Path(path)))
+    return csv_records(Path(path), COLUMNS, REQUIRED, _run)
 
 
-def _rows(path: Path) -> Iterator[MeasuredRun]:
+def csv_records(
+    path: Path,
+    known: Sequence[str],
+    required: Sequence[str],
+    read: Callable[[dict[str, Any], str], Record],
+) -> list[Record]:
+    """What `read` makes of every row of a CSV file, given its cells and where it stands.
+
+    Raises:
+        ProfileError: unreadable or oversized file, unknown, repeated or missing column, or what
+            `read` refuses.
+    """
     reader = csv_reader(path)
     try:
-        check_columns(path, reader.fieldnames or [], COLUMNS, REQUIRED)
-        for row in reader:
-            yield _run(row, f"{path} line {reader.line_num}")
+        check_columns(path, reader.fieldnames or [], known, required)
+        return [read(row, f"{path} line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise ProfileError(f"{path} line {reader.line_num + 1}: is not CSV: {error}") from error
 

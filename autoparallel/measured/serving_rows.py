@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from autoparallel.errors import ProfileError
-from autoparallel.measured.rows import check_columns, csv_reader
+from autoparallel.measured.rows import csv_reader, csv_records
 
 REQUIRED = ("framework_version", "model", "gpu", "isl", "osl", "metric", "value")
 METRICS = ("ttft_ms", "tpot_ms", "throughput_tok_s_total", "tokens_s_per_gpu")
@@ -131,17 +131,7 @@ def read_serving_runs(path: str | Path) -> list[ServingRun]:
         ProfileError: unreadable or oversized file, unknown or missing column, or a cell that is
             not a finite number of the right kind.
     """
-    return list(_rows(Path(path)))
-
-
-def _rows(path: Path) -> Iterator[ServingRun]:
-    reader = csv_reader(path)
-    try:
-        check_columns(path, reader.fieldnames or [], COLUMNS, REQUIRED)
-        for row in reader:
-            yield _run(row, f"{path} line {reader.line_num}")
-    except csv.Error as error:
-        raise ProfileError(f"{path} line {reader.line_num + 1}: is not CSV: {error}") from error
+    return csv_records(Path(path), COLUMNS, REQUIRED, _run)
 
 
 def _run(row: dict[str, Any], where: str) -> ServingRun:

@@ -109,12 +109,6 @@ def _texts(path: str, value: Any) -> list[str]:
     return [check.text(f"{path}[{i}]", each) for i, each in enumerate(check.sequence(path, value))]
 
 
-def _flag(path: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise check.wrong(path, value, "is neither true nor false")
-    return value
-
-
 TRAINING = Kind(
     name="training",
     worse={"iteration_s": 1, "memory_bytes": 1},
@@ -131,7 +125,7 @@ TRAINING = Kind(
         "tokens": check.or_null(check.number),
         "space": check.text,
         "objective": check.text,
-        "allow_numerics": _flag,
+        "allow_numerics": check.flag,
         "overrides": _texts,
         "config_dir": _TEXT_OR_NULL,
         "profiles_dir": _TEXT_OR_NULL,

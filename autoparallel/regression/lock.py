@@ -207,10 +207,6 @@ _SAMPLES: dict[str, check.Check] = {"source": check.text, "values": check.map_of
 _entry = check.built(LockEntry, _ENTRY)
 
 
-def _entries(path: str, value: Any) -> tuple[LockEntry, ...]:
-    return tuple(_entry(f"{path}[{i}]", v) for i, v in enumerate(check.sequence(path, value)))
-
-
 def _checks(kind: Kind) -> dict[str, check.Check]:
     return {
         "schema_version": check.count,
@@ -219,7 +215,7 @@ def _checks(kind: Kind) -> dict[str, check.Check]:
         "tolerance": lambda path, value: tolerances(kind, path, value),
         "request": lambda path, value: check.record(path, value, kind.request),
         "pinned": _entry,
-        "runners_up": _entries,
+        "runners_up": check.list_of(_entry),
         "measured": check.or_null(check.built(Samples, _SAMPLES)),
         "objective": check.text,
         "counts": check.map_of(check.count),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoparallel import files
+from autoparallel.envelope import plan_kind
 from autoparallel.errors import ConfigError, bad_value
 from autoparallel.reporting.baseline import given
 from autoparallel.reporting.candidates import read_candidates
@@ -16,7 +17,6 @@ from autoparallel.reporting.run import TrainingRun, read_training_run
 from autoparallel.reporting.serving import read_serving_run, serving_page
 from autoparallel.reporting.timeline import TRACE_ENDING, pipeline_step, trace_text
 from autoparallel.reporting.training import Progress, Sources, training_page
-from autoparallel.serving_plan import plan_kind
 
 REPORT_FILE = "report.html"
 

@@ -12,6 +12,8 @@ from autoparallel.reporting.figures import serving as drawn
 from autoparallel.reporting.figures import space
 from autoparallel.reporting.front import Point, read_front
 from autoparallel.reporting.page import Drawing, Item, Page, Prose, Section, Table
+from autoparallel.reporting.serving_wording import outcome
+from autoparallel.reporting.wording import number
 from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker, load_serving_plan
 from autoparallel.units import GIB
@@ -69,16 +71,8 @@ def serving_page(run: ServingRun) -> Page:
 def decision(run: ServingRun) -> str:
     """What to deploy, in one sentence."""
     best = run.plan.entries[0]
-    text = (
-        f"Deploy {best.backend} {best.mode}, {words(best)}: {best.tokens_per_s:,.0f} tokens/s on "
-        f"{best.gpus:,} GPUs ({_of(best.tokens_per_s_per_gpu)} a GPU, "
-        f"{_of(best.tokens_per_s_per_user, 1)} a user), first token after {_of(best.ttft_ms)} ms, "
-        f"then {_of(best.tpot_ms, 1)} ms a token"
-    )
-    if best.usd_per_million_tokens is not None:
-        text += f", USD {best.usd_per_million_tokens:.2f} a million tokens"
-    bound = f"; {best.binding_constraint} binds" if best.binding_constraint else ""
-    return f"{text}{bound}."
+    what = f"{best.backend} {best.mode}, {words(best)}"
+    return f"Deploy {what} on {best.gpus:,} GPUs: {outcome(best)}."
 
 
 def words(entry: ServingEntry) -> str:
@@ -95,10 +89,6 @@ def sizes(worker: Worker) -> str:
     )
     rest = [f"{name}{size}" for name, size in known if size > 1]
     return " ".join([f"tp{worker.tensor_model_parallel_size}", *rest])
-
-
-def _of(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _asked(request: ServingRequest) -> str:
@@ -127,12 +117,12 @@ def _asked(request: ServingRequest) -> str:
 
 def _facts(best: ServingEntry) -> list[tuple[str, str]]:
     return [
-        ("tokens/s", _of(best.tokens_per_s)),
-        ("tokens/s/GPU", _of(best.tokens_per_s_per_gpu)),
-        ("tokens/s a user", _of(best.tokens_per_s_per_user, 1)),
-        ("requests/s", _of(best.load, 2)),
-        ("first token", f"{_of(best.ttft_ms)} ms"),
-        ("later token", f"{_of(best.tpot_ms, 1)} ms"),
+        ("tokens/s", number(best.tokens_per_s)),
+        ("tokens/s/GPU", number(best.tokens_per_s_per_gpu)),
+        ("tokens/s a user", number(best.tokens_per_s_per_user, 1)),
+        ("requests/s", number(best.load, 2)),
+        ("first token", f"{number(best.ttft_ms)} ms"),
+        ("later token", f"{number(best.tpot_ms, 1)} ms"),
         ("memory", f"{(best.memory_bytes or 0) / GIB:.1f} GiB"),
         ("chance to fit", f"{best.fits_probability or 0:.0%}"),
     ]
@@ -145,14 +135,14 @@ def _short_list(run: ServingRun) -> list[Item]:
             f"#{e.rank}",
             f"{e.backend} {e.mode}: {words(e)}",
             f"{e.precision}, KV {e.kv_dtype}",
-            _of(e.tokens_per_s),
-            _of(e.tokens_per_s_per_gpu),
-            _of(e.tokens_per_s_per_user, 1),
-            _of(e.ttft_ms),
-            _of(e.tpot_ms, 1),
-            _of((e.memory_bytes or 0) / GIB, 1),
-            _of(e.fits_probability, 2),
-            _of(e.usd_per_million_tokens, 2),
+            number(e.tokens_per_s),
+            number(e.tokens_per_s_per_gpu),
+            number(e.tokens_per_s_per_user, 1),
+            number(e.ttft_ms),
+            number(e.tpot_ms, 1),
+            number((e.memory_bytes or 0) / GIB, 1),
+            number(e.fits_probability, 2),
+            number(e.usd_per_million_tokens, 2),
         ]
         for e in entries
     ]
