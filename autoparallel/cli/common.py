@@ -35,10 +35,12 @@ GpuFlag: TypeAlias = Annotated[
     str | None, typer.Option("--gpu", help="GPU in place of the cluster's own.", metavar="NAME")
 ]
 FrameworkFlag: TypeAlias = Annotated[
-    str | None, typer.Option("--framework", help="[megatron-core]", metavar="NAME")
+    str | None,
+    typer.Option("--framework", help="Training framework [megatron-core].", metavar="NAME"),
 ]
 PrecisionFlag: TypeAlias = Annotated[
-    str | None, typer.Option("--precision", help="bf16, fp8, mxfp8, ... [bf16]", metavar="NAME")
+    str | None,
+    typer.Option("--precision", help="Of compute: bf16, fp8, mxfp8, ... [bf16].", metavar="NAME"),
 ]
 BatchFlag: TypeAlias = Annotated[
     int | None,
@@ -58,25 +60,37 @@ SpaceFlag: TypeAlias = Annotated[
 ]
 AllowFlag: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--allow", help="numerics: also search what changes the mathematics."),
+    typer.Option(
+        "--allow", help="numerics: also search what changes the mathematics.", metavar="WORD"
+    ),
 ]
 ObjectiveFlag: TypeAlias = Annotated[
     str | None,
-    typer.Option("--objective", help="time, cost, energy or headroom [time].", metavar="WORD"),
+    typer.Option(
+        "--objective", help="What is best: time, cost, energy or headroom [time].", metavar="WORD"
+    ),
 ]
 BaselineFlag: TypeAlias = Annotated[
-    str, typer.Option("--baseline", help="A layout to compare with.", metavar="LAYOUT")
+    str, typer.Option("--baseline", help="A layout to put beside the winner.", metavar="LAYOUT")
 ]
 FromFlag: TypeAlias = Annotated[
     Path | None, typer.Option("--from", help="Repeat a saved request.yaml.", metavar="FILE")
 ]
 ConfigDirFlag: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--config-dir", help="Own models, clusters, spaces, in front of the shipped."),
+    typer.Option(
+        "--config-dir",
+        help="Own models, clusters, spaces, in front of the shipped.",
+        metavar="DIR",
+    ),
 ]
 ProfilesDirFlag: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--profiles-dir", help="Own calibrated constants, in front of the shipped."),
+    typer.Option(
+        "--profiles-dir",
+        help="Own calibrated constants, in front of the shipped.",
+        metavar="DIR",
+    ),
 ]
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietFlag: TypeAlias = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
@@ -93,7 +107,9 @@ def _print_version(asked: bool) -> None:
 def top_level(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Find the best parallel layout for a large language model on a cluster."""

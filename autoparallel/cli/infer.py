@@ -24,7 +24,8 @@ def infer_verb(
     ] = None,
     model: common.ModelFlag = None,
     gpus: Annotated[
-        str | None, typer.Option("--gpus", help="How many, or auto.", metavar="N|auto")
+        str | None,
+        typer.Option("--gpus", help="Number of GPUs, or auto: the fewest.", metavar="N|auto"),
     ] = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
@@ -62,14 +63,25 @@ def infer_verb(
     ] = None,
     percentile: Annotated[
         str | None,
-        typer.Option("--percentile", help="What limits bind: mean, p50, p90 or p99 [mean]."),
+        typer.Option(
+            "--percentile", help="What limits bind: mean, p50, p90 or p99 [mean].", metavar="WORD"
+        ),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option("--objective", help="throughput, latency or cost [throughput].")
+        str | None,
+        typer.Option(
+            "--objective",
+            help="What is best: throughput, latency or cost [throughput].",
+            metavar="WORD",
+        ),
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", help="vllm, sglang, tensorrt-llm, with commas, or all [all]."),
+        typer.Option(
+            "--backend",
+            help="vllm, sglang, tensorrt-llm, with commas, or all [all].",
+            metavar="A,B,...",
+        ),
     ] = None,
     request_rate: Annotated[
         float | None,
@@ -85,13 +97,23 @@ def infer_verb(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="Of weights: bf16, fp8, ... [the checkpoint's own]."),
+        typer.Option(
+            "--precision",
+            help="Of weights: bf16, fp8, ... [the checkpoint's own].",
+            metavar="A,B,...",
+        ),
     ] = None,
     kv_dtype: Annotated[
-        str | None, typer.Option("--kv-dtype", help="Of the KV cache: bf16, fp8 [bf16].")
+        str | None,
+        typer.Option("--kv-dtype", help="Of the KV cache: bf16, fp8 [bf16].", metavar="A,B,..."),
     ] = None,
     disaggregated: Annotated[
-        str | None, typer.Option("--disaggregated", help="auto, on or off [auto].")
+        str | None,
+        typer.Option(
+            "--disaggregated",
+            help="Prefill apart from decode: auto, on or off [auto].",
+            metavar="WORD",
+        ),
     ] = None,
     from_plan: Annotated[
         Path | None,

@@ -12,25 +12,34 @@ from autoparallel.cli import common
 
 def measure_ops_verb(
     out: Annotated[
-        Path, typer.Option("--out", help="Profiles folder to write, or to go on with.")
+        Path,
+        typer.Option("--out", help="Profiles folder to write, or to go on with.", metavar="DIR"),
     ] = Path("my-profiles"),
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
+    ] = "auto",
     gpu: Annotated[
         str | None,
         typer.Option("--gpu", help="GPU of the catalog, or a file [by its name].", metavar="NAME"),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="stream, gemm, attention, experts or collectives [all]."),
+        typer.Option(
+            "--only", help="stream, gemm, attention, experts or collectives [all].", metavar="KIND"
+        ),
     ] = None,
     ranks: Annotated[
         int | None,
-        typer.Option("--ranks", help="Largest group of collectives [all GPUs; 2 on a CPU]."),
+        typer.Option(
+            "--ranks", help="Largest group of collectives [all GPUs; 2 on a CPU].", metavar="N"
+        ),
     ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small grid, to try it out.")] = False,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Stop after this; run again to go on.", metavar="8m"),
+        typer.Option(
+            "--budget", help="Stop after this, such as 8m; run again to go on.", metavar="TIME"
+        ),
     ] = None,
     config_dir: common.ConfigDirFlag = None,
     json: common.JsonFlag = False,

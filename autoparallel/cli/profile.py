@@ -49,7 +49,10 @@ def profile_verb(
         str, typer.Option("--impl", help="Kernels: auto, te, sdpa or local.", metavar="NAME")
     ] = "auto",
     steps: Annotated[
-        int, typer.Option("--steps", help="Timed steps of a first trial.", min=1, max=10_000)
+        int,
+        typer.Option(
+            "--steps", help="Timed steps of a first trial.", metavar="N", min=1, max=10_000
+        ),
     ] = 5,
     trial_timeout: Annotated[
         str, typer.Option("--trial-timeout", help="Longest a trial may run.", metavar="TIME")
@@ -58,7 +61,8 @@ def profile_verb(
         int, typer.Option("--room", help="Ranks at hand, for --mode proxy.", metavar="N", min=0)
     ] = 0,
     command: Annotated[
-        str, typer.Option("--command", help="Your own job, ending in @{args_file}.")
+        str,
+        typer.Option("--command", help="Your own job, ending in @{args_file}.", metavar="COMMAND"),
     ] = "",
     from_logs: Annotated[
         Path | None,

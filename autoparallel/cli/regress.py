@@ -26,10 +26,14 @@ LauncherFlag: TypeAlias = Annotated[
     str, typer.Option("--launcher", help="Of --profile.", metavar="NAME")
 ]
 RunsFlag: TypeAlias = Annotated[
-    int, typer.Option("--runs", help="Of --profile, in fresh processes.", min=1, max=100)
+    int,
+    typer.Option("--runs", help="Of --profile, in fresh processes.", metavar="N", min=1, max=100),
 ]
 StepsFlag: TypeAlias = Annotated[
-    int, typer.Option("--steps", help="Timed steps a run.", min=1, max=10_000)
+    int,
+    typer.Option(
+        "--steps", help="Of --profile: timed steps a run.", metavar="N", min=1, max=10_000
+    ),
 ]
 
 app = typer.Typer(

@@ -31,13 +31,15 @@ def search_verb(
     gpus: common.GpusFlag = None,
     nodes: Annotated[
         int | None,
-        typer.Option("--nodes", help="Whole nodes of the cluster, for --gpus.", metavar="N"),
+        typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
     ] = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
     framework: Annotated[
         str | None,
-        typer.Option("--framework", help="A framework, or all [megatron-core].", metavar="NAME"),
+        typer.Option(
+            "--framework", help="Training framework, or all [megatron-core].", metavar="NAME"
+        ),
     ] = None,
     precision: common.PrecisionFlag = None,
     global_batch_size: common.BatchFlag = None,

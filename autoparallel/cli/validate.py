@@ -26,7 +26,7 @@ def validate_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Score predictions against measured runs."""
+    """Score predictions against measured runs and serving figures."""
     check_files(files)
     _answer(files, as_json=json, config_dir=config_dir, profiles_dir=profiles_dir, quiet=quiet)
 
