@@ -81,8 +81,8 @@ class Constants:
     ep_exposed: Num = constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
     pp_exposed: Num = constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
-    expert_efficiency: Num = constant(
-        0.7, 0.3, 1.1, "speed of grouped expert GEMMs over dense ones of the same sizes"
+    expert_ramp_waves: Num = constant(
+        1.0, 0.02, 12.0, "the same as gemm_ramp_waves for one expert's products in a grouped GEMM"
     )
     expert_imbalance: Num = constant(1.1, 1.0, 2.0, "load of the fullest expert rank over the mean")
     moe_launch: Num = constant(1.5, 0.0, 6.0, "extra host time of a MoE layer, in plain layers")

@@ -40,7 +40,7 @@ KNOWN_OF: Mapping[str, Mapping[str, float]] = {
 """What a family's software is known to do, put in place of what all families agree on: these reduce
 gradients after the last micro-batch, not behind it (vTrain's configurations; Megatron-LM of
 2021-22)."""
-OWN_WIDTH: Mapping[str, float] = {"expert_efficiency": 0.8}
+OWN_WIDTH: Mapping[str, float] = {"expert_ramp_waves": 0.8}
 """Constants that frameworks do not share: no fit over all of them, each family starts at the prior
 and may go this far from it."""
 SOFTWARE = (
@@ -54,7 +54,7 @@ SOFTWARE = (
     "ep_exposed",
     "pp_exposed",
     "bubble",
-    "expert_efficiency",
+    "expert_ramp_waves",
     "moe_launch",
 )
 """Constants that say how code is written, not how fast a GPU is."""

@@ -35,7 +35,7 @@ def calibrate_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Fit the model's constants to measured runs and serving figures."""
+    """Fit the constants to measured runs and serving figures."""
     check_files(files)
     _make_folder(out)
     progress = Progress(shown=not quiet)

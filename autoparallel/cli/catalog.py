@@ -24,7 +24,7 @@ GROUPS = {
 RECORDS = ("model", "cluster", "gpu", "framework")
 
 app = typer.Typer(
-    help="List and show models, clusters, GPUs and frameworks, with sources.",
+    help="List and show models, clusters, GPUs and frameworks.",
     rich_markup_mode=None,
 )
 

@@ -22,7 +22,7 @@ def discover_verb(
     config_dir: common.ConfigDirFlag = None,
     json: common.JsonFlag = False,
 ) -> None:
-    """Read this machine's GPUs, links and adapters into a cluster file."""
+    """Read this machine's GPUs and links into a cluster file."""
     from dataclasses import asdict
 
     from autoparallel.errors import bad_value

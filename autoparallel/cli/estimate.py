@@ -40,7 +40,7 @@ def estimate_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Say of one layout whether it is legal and fits, and how long a step takes."""
+    """Say whether one layout is legal and fits, and how fast it is."""
     from autoparallel.layout import Layout
 
     positional, overrides = common.split_words(words)

@@ -31,7 +31,7 @@ def explain_verb(
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
 ) -> None:
-    """Say why a layout is not the winner of a run, part by part, and what would change it."""
+    """Say why a layout lost, and what would change that."""
     from autoparallel.layout import Layout
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest

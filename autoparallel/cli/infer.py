@@ -130,7 +130,7 @@ def infer_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Rank the ways to serve a model on a cluster within latency limits."""
+    """Rank the ways to serve a model within latency limits."""
     if not 1 <= top <= 10_000:
         raise ConfigError(f"--top: {top} is not in 1 to 10000; the usual is 10")
     flags = {

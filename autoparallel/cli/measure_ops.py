@@ -45,7 +45,7 @@ def measure_ops_verb(
     json: common.JsonFlag = False,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Measure matrix products, attention, memory and collectives here, as operator tables."""
+    """Measure operators and collectives here, as tables."""
     from dataclasses import asdict
 
     from autoparallel.cli.outcome import complain

@@ -85,7 +85,7 @@ def profile_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Measure the best layouts of a plan with short real jobs, and rank them again."""
+    """Measure a plan's best layouts with real jobs; rank again."""
     plan, request = _loaded(run, site, config_dir, profiles_dir)
     settings = _settings(
         request,

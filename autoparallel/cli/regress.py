@@ -37,7 +37,7 @@ StepsFlag: TypeAlias = Annotated[
 ]
 
 app = typer.Typer(
-    help="Pin a plan in the repository; fail CI when it moves or gets worse.",
+    help="Pin plans in the repository; fail CI when one gets worse.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

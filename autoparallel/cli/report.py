@@ -32,7 +32,7 @@ def report_verb(
     json: common.JsonFlag = False,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Write one self-contained HTML page about a run, or about several compared."""
+    """Write one HTML page about a run, or several compared."""
     from autoparallel.reporting.report import REPORT_FILE, read_report, write_report
 
     progress = Progress(shown=not quiet)

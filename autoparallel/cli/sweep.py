@@ -70,7 +70,7 @@ def sweep_verb(
     profiles_dir: common.ProfilesDirFlag = None,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Search every combination of the given values, and say which to take."""
+    """Search all combinations of values, and say which to take."""
     from autoparallel.request.records import objective_name
     from autoparallel.sweep import Axes, Limits, cases, run_cases
 

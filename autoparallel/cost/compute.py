@@ -77,17 +77,20 @@ def padded_vocabulary(case: Case) -> Num:
     return np.ceil(case.model.V / multiple) * multiple
 
 
-def gemm_s(m: Num, n: Num, k: Num, case: Case, narrow: bool = True) -> Num:
+def gemm_s(
+    m: Num, n: Num, k: Num, case: Case, narrow: bool = True, ramp_waves: Num | None = None
+) -> Num:
     """One GEMM [m, k] x [k, n]; `narrow` GEMMs run in the layout's precision, others in bf16.
 
     Peak times e k / (k + k0) w / (w + w0): short inner dimensions do not fill a tile's pipeline,
     few waves w of tiles do not fill the GPU. k0 is measured on isolated products, e and w0 inside a
-    step.
+    step. `ramp_waves` is w0, a dense layer's when None.
     """
     c, machine = case.constants, case.machine
     cast = is_narrow(case) if narrow else False
     waves = np.ceil(m / TILE_M) * np.ceil(n / TILE_N) / machine.sms
-    ramp = (waves + c.gemm_ramp_waves) / np.maximum(waves, 1e-9)
+    w0 = c.gemm_ramp_waves if ramp_waves is None else ramp_waves
+    ramp = (waves + w0) / np.maximum(waves, 1e-9)
     short = 1 + np.where(cast, SHORT_K_8_BIT, SHORT_K) / np.maximum(k, 1.0)
     four_bit = machine.peak_flops_per_s > 3 * np.asarray(machine.bf16_flops_per_s)
     eight_bit = machine.peak_flops_per_s * c.fp8_efficiency
@@ -97,11 +100,18 @@ def gemm_s(m: Num, n: Num, k: Num, case: Case, narrow: bool = True) -> Num:
     return np.maximum(2 * m * n * k * ramp * short / (rate * c.gemm_efficiency), moved_s)
 
 
-def linear_s(T: Num, inputs: Num, outputs: Num, case: Case, narrow: bool = True) -> Passes:
+def linear_s(
+    T: Num,
+    inputs: Num,
+    outputs: Num,
+    case: Case,
+    narrow: bool = True,
+    ramp_waves: Num | None = None,
+) -> Passes:
     """A linear layer on T tokens: forward, and backward as the products for inputs and weights."""
-    forward = gemm_s(T, outputs, inputs, case, narrow)
-    for_inputs = gemm_s(T, inputs, outputs, case, narrow)
-    for_weights = gemm_s(outputs, inputs, T, case, narrow)
+    forward = gemm_s(T, outputs, inputs, case, narrow, ramp_waves)
+    for_inputs = gemm_s(T, inputs, outputs, case, narrow, ramp_waves)
+    for_weights = gemm_s(outputs, inputs, T, case, narrow, ramp_waves)
     return np.stack(np.broadcast_arrays(forward, for_inputs + for_weights))
 
 
@@ -126,11 +136,12 @@ def attention_projections_s(case: Case) -> Passes:
     return np.where(np.asarray(m.r_kv) > 0, latent, qkv) + out
 
 
-def mlp_s(case: Case, width: Num, T: Num, shards: Num) -> Passes:
+def mlp_s(case: Case, width: Num, T: Num, shards: Num, ramp_waves: Num | None = None) -> Passes:
     """The two linear layers of an MLP of inner `width` on `T` tokens, split over `shards`."""
     m = case.model
     f = width / shards
-    return linear_s(T, m.h, (m.k - 1) * f, case) + linear_s(T, f, m.h, case)
+    up = linear_s(T, m.h, (m.k - 1) * f, case, ramp_waves=ramp_waves)
+    return up + linear_s(T, f, m.h, case, ramp_waves=ramp_waves)
 
 
 def torch_softmax(case: Case) -> Num:
@@ -211,7 +222,7 @@ def moe_layer(case: Case) -> Operators:
     local = np.maximum(m.E / k.ep, 1.0)
     arriving = T / k.tp * m.K * k.etp * c.expert_imbalance
     per_expert = arriving / local
-    experts = local * mlp_s(case, m.f_e, per_expert, k.etp) / c.expert_efficiency
+    experts = local * mlp_s(case, m.f_e, per_expert, k.etp, c.expert_ramp_waves)
     shared = mlp_s(case, m.f_s, T, k.tp) * (np.asarray(m.f_s) > 0)
     router = linear_s(T, m.h, np.maximum(m.E, 1.0), case, narrow=False) / k.tp
     gemm = attention_projections_s(case) + experts + shared + router

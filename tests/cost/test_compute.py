@@ -44,7 +44,7 @@ PERFECT = {
     "gemm_ramp_waves": 0.0,
     "fp8_efficiency": 1.0,
     "attention_efficiency": 1.0,
-    "expert_efficiency": 1.0,
+    "expert_ramp_waves": 0.0,
     "expert_imbalance": 1.0,
     "memory_traffic": 1.0,
 }
@@ -247,10 +247,12 @@ def test_torch_s_softmax_stands_in_where_heads_times_sequences_are_no_multiple_o
     assert not torch_softmax(of).any()
 
 
-def test_slower_expert_gemms_slow_experts_alone() -> None:
-    words, slow = ["tp1 pp1 ep8 mbs1"], {"expert_efficiency": 0.5}
+def test_a_longer_ramp_slows_small_experts_most_and_nothing_else() -> None:
+    words, slow = ["tp1 pp1 ep8 mbs1", "tp1 pp1 ep8 mbs8"], {"expert_ramp_waves": 4.0}
     moe, dense_ = case(words, model=MOE), case(["tp1 pp1 mbs1"])
-    fast_s = moe_layer(with_constants(moe, expert_efficiency=1.0)).gemm_forward_s
-    assert np.all(moe_layer(with_constants(moe, **slow)).gemm_forward_s > 1.3 * fast_s)
-    before = dense_layer(with_constants(dense_, expert_efficiency=1.0)).gemm_forward_s
+    quick_s = moe_layer(with_constants(moe, expert_ramp_waves=0.0)).gemm_forward_s
+    slow_s = moe_layer(with_constants(moe, **slow)).gemm_forward_s
+    few, many = slow_s / quick_s
+    assert few > many > 1.0
+    before = dense_layer(with_constants(dense_, expert_ramp_waves=0.0)).gemm_forward_s
     assert np.all(dense_layer(with_constants(dense_, **slow)).gemm_forward_s == before)

@@ -53,7 +53,7 @@ PERFECT = {
     "gemm_ramp_waves": 0.0,
     "fp8_efficiency": 1.0,
     "attention_efficiency": 1.0,
-    "expert_efficiency": 1.0,
+    "expert_ramp_waves": 0.0,
     "expert_imbalance": 1.0,
 }
 
