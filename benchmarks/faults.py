@@ -423,7 +423,7 @@ def ray_head_gone() -> Row:
     return Row(
         fault="the Ray head is killed inside a trial",
         launcher="ray",
-        expected="exit 0",
+        expected="exit 4",
         outcome=outcome,
         seconds=seconds,
         kept=f"{len(before)} trials" if after[: len(before)] == before and before else "lost",
