@@ -31,6 +31,7 @@ from autoparallel.errors import ConfigError, bad_value
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import ClusterGoneError, Progress
 from autoparallel.profiling.parcel import worker_files
+from autoparallel.profiling.process_tree import descendants
 from autoparallel.profiling.rank_end import STEPS_FILE, end_file, log_file
 from autoparallel.profiling.ranks import (
     folder_result,
@@ -60,7 +61,6 @@ class _Running:
     placed: Any
     actors: list[Any] = field(default_factory=list)
     places: list[Any] = field(default_factory=list)
-    pids: list[int] = field(default_factory=list)
     runs: dict[Any, int] = field(default_factory=dict)
     look: Any = None
     looked_at: float = 0.0
@@ -83,6 +83,7 @@ class RayLauncher:
         self._ray = _imported()
         self._gpus = gpus
         self._temporary: Path | None = None
+        self._below: list[int] = []
         self._running: dict[str, _Running] = {}
         self._actor = _rank_actor(self._ray)
         self._code = worker_files()
@@ -117,6 +118,7 @@ class RayLauncher:
             try:
                 self._advance(running)
             except self._ray.exceptions.RayError as error:
+                self._check_head(0.0)
                 running.lost.setdefault(0, self._reason(error))
                 self._end(running)
         state = "done" if running.ended else "running" if running.runs else "waiting"
@@ -136,7 +138,6 @@ class RayLauncher:
             return
         running.ended = True
         if not self._head.gone:
-            running.pids = []
             for actor in running.actors:
                 with contextlib.suppress(Exception):
                     self._ray.kill(actor, no_restart=True)
@@ -171,7 +172,7 @@ class RayLauncher:
             return
         if worker._global_node is not None:
             worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        for pid in (pid for running in self._running.values() for pid in running.pids):
+        for pid in self._below:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -219,8 +220,7 @@ class RayLauncher:
             size = len(running.places)
             if len(self._ray.wait(running.places, num_returns=size, timeout=0)[0]) == size:
                 found = self._ray.get(running.places)
-                running.pids = [pid for _, _, pid in found]
-                self._start_ranks(running, found[0][:2])
+                self._start_ranks(running, found[0])
         else:
             self._look(running)
             self._settle(running)
@@ -241,6 +241,8 @@ class RayLauncher:
         running.places = [actor.place.remote() for actor in running.actors]
 
     def _start_ranks(self, running: _Running, address: tuple[str, int]) -> None:
+        if self._temporary is not None:
+            self._below = descendants(os.getpid())  # a raylet that dies leaves its own behind
         for rank, actor in enumerate(running.actors):
             environment = rank_environment(running.job, rank, address)
             log = log_file(rank)
@@ -268,6 +270,7 @@ class RayLauncher:
             try:
                 ok = self._keep(running, rank, self._ray.get(reference))
             except self._ray.exceptions.RayError as error:
+                self._check_head(0.0)
                 ok = False
                 running.lost.setdefault(rank, self._reason(error))
             failed = failed or not ok
@@ -315,15 +318,13 @@ def _rank_actor(ray: Any) -> Any:
         def __init__(self) -> None:
             self.folder = ""
 
-        def place(self) -> tuple[str, int, int]:
-            """This node, a port free on it for the ranks to meet at, and this process."""
-            import os
+        def place(self) -> tuple[str, int]:
+            """This node, and a port free on it for the ranks to meet at."""
             import socket
 
             with socket.socket() as probe:
                 probe.bind(("", 0))
-                port = int(probe.getsockname()[1])
-                return ray.util.get_node_ip_address(), port, os.getpid()
+                return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
 
         @ray.method(concurrency_group="look")  # type: ignore[untyped-decorator]
         def steps(self) -> str:
