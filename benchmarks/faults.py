@@ -415,6 +415,8 @@ def ray_head_gone() -> Row:
             outcome = "hangs"
         seconds = time.monotonic() - start
         left = left_over(mark)
+        names = [(Path("/proc") / str(pid) / "comm").read_text().strip() for pid in left]
+        print("left over:", names, flush=True)
         again = driver(run, "ray", "--top", "2", "--steps", "3")
         again.communicate(timeout=300)
         after = _trials(run)
@@ -423,7 +425,7 @@ def ray_head_gone() -> Row:
     return Row(
         fault="the Ray head is killed inside a trial",
         launcher="ray",
-        expected="exit 0",
+        expected="exit 4",
         outcome=outcome,
         seconds=seconds,
         kept=f"{len(before)} trials" if after[: len(before)] == before and before else "lost",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli.launchers import LAUNCHERS, launcher
+from autoparallel.cli.outcome import complain
 from autoparallel.errors import ConfigError, LaunchError, bad_value
 
 if TYPE_CHECKING:
@@ -123,7 +126,20 @@ def profile_verb(
             command=bool(command),
         )
 
-    _answer(folder, plan, request, settings, place, as_json=json, quiet=quiet)
+    from autoparallel.profiling.launcher import ClusterGoneError
+
+    try:
+        _answer(folder, plan, request, settings, place, as_json=json, quiet=quiet)
+    except ClusterGoneError as gone:
+        _leave_at_once(gone)
+
+
+def _leave_at_once(gone: LaunchError) -> NoReturn:
+    """End without Python's own end, in which the client of a cluster that has gone crashes."""
+    complain(str(gone))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(gone.exit_code)
 
 
 def seconds(flag: str, text: str) -> float:
@@ -293,7 +309,7 @@ def _campaign(
         started = place()
         campaign = Campaign(folder, plan, request, settings, started, bar)
         campaign.run()
-    except (KeyboardInterrupt, ConfigError) as error:
+    except (KeyboardInterrupt, ConfigError, LaunchError) as error:
         return campaign, error
     finally:
         if started is not None:

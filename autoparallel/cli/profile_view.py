@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
+from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA, TRIAL_SIGMA
 from autoparallel.units import GIB, MS
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def summary(folder: Path, found: Recorded, outcome: Outcome) -> list[screen.Line
     if outcome.reason:
         lines += screen.prose(f"Ended: {outcome.reason}.", "bold")
     lines += screen.prose(_worth(found, outcome))
+    if outcome.study.seen.measured:
+        lines += screen.prose(_repeats(outcome))
     for note in _deviations(outcome):
         lines += screen.prose(f"Note: {note}.", "yellow")
     if outcome.damaged:
@@ -171,6 +174,13 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
             "; a CPU says nothing of the plan's GPUs, so constants and order are left as they were"
         )
     return text + "."
+
+
+def _repeats(outcome: Outcome) -> str:
+    """What P(best) takes for granted of trials that were not repeated."""
+    on_cpu = any(result.device == "cpu" for result in outcome.study.seen.measured.values())
+    sigma = CPU_TRIAL_SIGMA if on_cpu else TRIAL_SIGMA
+    return f"P(best) takes trials of one layout to scatter by {sigma:.0%} (assumed)."
 
 
 def _deviations(outcome: Outcome) -> list[str]:

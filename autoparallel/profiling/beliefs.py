@@ -20,7 +20,11 @@ COMMON_SIGMA = 0.7
 OWN_SIGMA = 0.08
 """Assumed: how far one layout may be off by itself, at the least."""
 TRIAL_SIGMA = 0.03
-"""Assumed: how far two trials of one layout differ, at the least."""
+"""Assumed: standard deviation of the log between trials of one layout on GPUs, at the least."""
+CPU_TRIAL_SIGMA = 0.10
+"""Assumed: the same on CPUs, which trials share with whatever else runs."""
+UNKNOWN_STEP_SIGMA = 0.1
+"""Assumed: of a step within a trial too short to show it."""
 SAMPLES = 2_000
 _SEED = 11
 

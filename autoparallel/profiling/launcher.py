@@ -14,10 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from autoparallel.errors import LaunchError
 from autoparallel.profiling.job import Job, Result
 
 POLL_S = 0.1
 QUEUE_S = 24 * 3600.0
+
+
+class ClusterGoneError(LaunchError):
+    """What trials run on has gone, and its client cannot be taken down in order any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

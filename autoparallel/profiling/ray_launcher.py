@@ -5,15 +5,21 @@ They bring the worker's files along (`parcel`), so the nodes of a cluster need t
 megatron-core but not this package. Where driver and node share the trial's folder, ranks write into
 it; elsewhere rank 0 is asked for its steps and every rank for its end.
 
-A local Ray has no dashboard, a small object store, a temporary folder of its own, and sends no
-usage statistics.
+A local Ray has no dashboard, a small object store, a temporary folder of its own, sends no usage
+statistics, and runs its ranks at the driver's own priority.
+
+Ray's client ends the whole process a minute after its cluster has gone, in whatever call it is. So
+every look at a trial first knocks at the head's port: when nobody answers, the launcher lets go of
+Ray without another call, and raises.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,8 +29,9 @@ from typing import Any
 
 from autoparallel.errors import ConfigError, bad_value
 from autoparallel.profiling.job import Job, Result
-from autoparallel.profiling.launcher import Progress
+from autoparallel.profiling.launcher import ClusterGoneError, Progress
 from autoparallel.profiling.parcel import worker_files
+from autoparallel.profiling.process_tree import descendants
 from autoparallel.profiling.rank_end import STEPS_FILE, end_file, log_file
 from autoparallel.profiling.ranks import (
     folder_result,
@@ -32,14 +39,17 @@ from autoparallel.profiling.ranks import (
     start_folder,
     streamed_steps,
 )
+from autoparallel.profiling.ray_head import Head
 
 OBJECT_STORE_BYTES = 80 * 2**20
 _LOOK_S = 1.0
+_KNOCK_S = 1.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # else Ray prints what befell a worker on our output
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # else ranks run at 15, and whatever else runs slows them down
 }
 
 
@@ -50,7 +60,7 @@ class _Running:
     group: Any
     placed: Any
     actors: list[Any] = field(default_factory=list)
-    address: Any = None
+    places: list[Any] = field(default_factory=list)
     runs: dict[Any, int] = field(default_factory=dict)
     look: Any = None
     looked_at: float = 0.0
@@ -73,6 +83,7 @@ class RayLauncher:
         self._ray = _imported()
         self._gpus = gpus
         self._temporary: Path | None = None
+        self._below: list[int] = []
         self._running: dict[str, _Running] = {}
         self._actor = _rank_actor(self._ray)
         self._code = worker_files()
@@ -80,9 +91,16 @@ class RayLauncher:
             self._connect(address)
         else:
             self._start_local(max(ranks, os.cpu_count() or 1))
+        self._head = Head(self._ray.get_runtime_context().gcs_address)
 
     def submit(self, job: Job, folder: Path) -> str:
-        """Ask for a place for every rank; the ticket is the trial's folder."""
+        """Ask for a place for every rank; the ticket is the trial's folder.
+
+        Raises:
+            ConfigError: more ranks than the cluster has room for.
+            ClusterGoneError: the cluster has gone.
+        """
+        self._check_head(0.0)
         self._check_room(job)
         start_folder(job, folder)
         bundle = {"CPU": 1.0, **({"GPU": 1.0} if self._gpus else {})}
@@ -96,9 +114,11 @@ class RayLauncher:
         """Look; the first rank that failed ends the others."""
         running = self._running[ticket]
         if not running.ended:
+            self._check_head(_KNOCK_S)
             try:
                 self._advance(running)
             except self._ray.exceptions.RayError as error:
+                self._check_head(0.0)
                 running.lost.setdefault(0, self._reason(error))
                 self._end(running)
         state = "done" if running.ended else "running" if running.runs else "waiting"
@@ -117,11 +137,12 @@ class RayLauncher:
         if running.ended:
             return
         running.ended = True
-        for actor in running.actors:
+        if not self._head.gone:
+            for actor in running.actors:
+                with contextlib.suppress(Exception):
+                    self._ray.kill(actor, no_restart=True)
             with contextlib.suppress(Exception):
-                self._ray.kill(actor, no_restart=True)
-        with contextlib.suppress(Exception):
-            self._ray.util.remove_placement_group(running.group)
+                self._ray.util.remove_placement_group(running.group)
         for parcel in running.folder.glob(".worker-*"):
             shutil.rmtree(parcel, ignore_errors=True)
 
@@ -130,9 +151,30 @@ class RayLauncher:
         for ticket in self._running:
             self.cancel(ticket)
         with contextlib.suppress(Exception):
-            self._ray.shutdown()
+            if self._head.gone:
+                self._let_go()
+            else:
+                self._ray.shutdown()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _check_head(self, every_s: float) -> None:
+        """Raise when the cluster's head has gone."""
+        if not self._head.answers(every_s):
+            raise ClusterGoneError("--launcher: the Ray cluster went away; run again to go on")
+
+    def _let_go(self) -> None:
+        """End what is left of a local Ray without asking it, and keep Ray from asking at exit."""
+        atexit.unregister(self._ray.shutdown)
+        worker = self._ray._private.worker
+        atexit.unregister(worker.shutdown)
+        if self._temporary is None:
+            return
+        if worker._global_node is not None:
+            worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        for pid in self._below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
     def _connect(self, address: str) -> None:
         try:
@@ -175,8 +217,10 @@ class RayLauncher:
                 self._ray.get(running.placed)
                 self._make_actors(running)
         elif not running.runs:
-            if self._ready(running.address):
-                self._start_ranks(running, self._ray.get(running.address))
+            size = len(running.places)
+            if len(self._ray.wait(running.places, num_returns=size, timeout=0)[0]) == size:
+                found = self._ray.get(running.places)
+                self._start_ranks(running, found[0])
         else:
             self._look(running)
             self._settle(running)
@@ -194,9 +238,11 @@ class RayLauncher:
             place = strategy(running.group, placement_group_bundle_index=bundle)
             actor = self._actor.options(scheduling_strategy=place, **options).remote()
             running.actors.append(actor)
-        running.address = running.actors[0].address.remote()
+        running.places = [actor.place.remote() for actor in running.actors]
 
     def _start_ranks(self, running: _Running, address: tuple[str, int]) -> None:
+        if self._temporary is not None:
+            self._below = descendants(os.getpid())  # a raylet that dies leaves its own behind
         for rank, actor in enumerate(running.actors):
             environment = rank_environment(running.job, rank, address)
             log = log_file(rank)
@@ -224,6 +270,7 @@ class RayLauncher:
             try:
                 ok = self._keep(running, rank, self._ray.get(reference))
             except self._ray.exceptions.RayError as error:
+                self._check_head(0.0)
                 ok = False
                 running.lost.setdefault(rank, self._reason(error))
             failed = failed or not ok
@@ -271,8 +318,8 @@ def _rank_actor(ray: Any) -> Any:
         def __init__(self) -> None:
             self.folder = ""
 
-        def address(self) -> tuple[str, int]:
-            """Where the ranks of this trial meet: this node and a port free on it."""
+        def place(self) -> tuple[str, int]:
+            """This node, and a port free on it for the ranks to meet at."""
             import socket
 
             with socket.socket() as probe:

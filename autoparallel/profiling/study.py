@@ -28,7 +28,12 @@ from optuna.trial import TrialState
 
 from autoparallel.errors import ConfigError
 from autoparallel.layout import GRANULARITIES, Layout
-from autoparallel.profiling.beliefs import Beliefs
+from autoparallel.profiling.beliefs import (
+    CPU_TRIAL_SIGMA,
+    TRIAL_SIGMA,
+    UNKNOWN_STEP_SIGMA,
+    Beliefs,
+)
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import Progress, Watch
 
@@ -317,11 +322,18 @@ class _Chosen(BaseSampler):
 
 
 def noise(result: Result) -> float:
-    """Standard deviation of the log of a measured step time: that of the median of its steps."""
-    if not result.iteration_s or not result.iteration_s_mad or len(result.step_s) < 2:
-        return 0.1
-    relative = result.iteration_s_mad / result.iteration_s
-    return 1.4826 * relative / math.sqrt(len(result.step_s))
+    """Standard deviation of the log of a measured step time, as another trial would find it.
+
+    Two parts: the median of the steps of one trial, from their own spread, and the assumed
+    difference between trials of one layout, which more steps of the same trial do not lessen.
+    """
+    between = CPU_TRIAL_SIGMA if result.device == "cpu" else TRIAL_SIGMA
+    steps = len(result.step_s)
+    if not result.iteration_s or result.iteration_s_mad is None or steps < 2:
+        return math.hypot(between, UNKNOWN_STEP_SIGMA)
+    # MAD -> sigma of a step, its bias in few steps (Croux and Rousseeuw 1992), sigma of a median
+    spread = 1.4826 * result.iteration_s_mad / result.iteration_s * steps / (steps - 0.8)
+    return math.hypot(between, spread * math.sqrt(math.pi / 2 / steps))
 
 
 def _knobs(layout: Layout) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from autoparallel.layout import Layout
 from autoparallel.measured.rows import read_runs
 from autoparallel.plan import load_plan
 from autoparallel.planning import estimate, search
+from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA
 from autoparallel.profiling.job import Job, RankReport, Result, timing
 from autoparallel.profiling.launcher import Progress
 from autoparallel.request import training_request
@@ -98,7 +99,7 @@ def test_measures_corrects_and_ranks_again(tmp_path):
     first = plan.entries[0]
     assert first.layout.model_parallel_size == 2
     assert first.measured.iteration_s == pytest.approx(0.2, rel=0.02)
-    assert first.corrected.iteration_s == pytest.approx(0.2, rel=0.1)
+    assert first.corrected.iteration_s == pytest.approx(0.2, rel=2 * CPU_TRIAL_SIGMA)
     before = next(e for e in PLAN.entries if e.layout == first.layout)
     assert first.iteration_s == before.iteration_s
     assert PLAN.entries[0].layout != first.layout

@@ -36,6 +36,7 @@ def test_plain_processes(faults, tmp_path, fault, outcome, words, changes):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path, capfd):
     pytest.importorskip("ray")
     with faults.marked() as mark:
@@ -54,6 +55,7 @@ def test_ray_actors_that_raise_and_a_healthy_trial_after_them(faults, tmp_path, 
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_ranks_die_with_a_killed_driver_and_finished_trials_stay(faults, tmp_path):
     row = faults.killed_driver("subprocess", inside=True)
     assert row.good, row

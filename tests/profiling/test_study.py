@@ -9,10 +9,10 @@ from optuna.trial import TrialState
 from trials import JOB, RESULT
 
 from autoparallel.layout import Layout
-from autoparallel.profiling.beliefs import Beliefs, prior
+from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA, TRIAL_SIGMA, Beliefs, prior
 from autoparallel.profiling.job import timing
 from autoparallel.profiling.launcher import Progress
-from autoparallel.profiling.study import MORE_STEPS, Candidate, Study
+from autoparallel.profiling.study import MORE_STEPS, Candidate, Study, noise
 
 WORDS = (
     "tp1 pp1 mbs8 zero1",
@@ -171,3 +171,30 @@ def test_what_cannot_run_is_never_best():
     chances = beliefs().best_probability(np.array([0.0, 1.0, 1.0, 1.0, 1.0]))
     assert chances[0] == 0.0
     assert chances.sum() == pytest.approx(1.0)
+
+
+def test_noise_of_a_trial_is_that_of_its_steps_and_that_between_trials():
+    quiet = result(1.0, 50)
+    assert noise(replace(quiet, device="cpu")) == pytest.approx(CPU_TRIAL_SIGMA)
+    assert noise(replace(quiet, device="cuda")) == pytest.approx(TRIAL_SIGMA)
+    found = [noise(replace(quiet, iteration_s_mad=0.2, step_s=(1.0,) * n)) for n in (3, 9, 81)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.2
+    assert found[2] > CPU_TRIAL_SIGMA
+    alone = replace(quiet, step_s=(1.0,), iteration_s_mad=0.0)
+    assert noise(alone) > noise(quiet)
+
+
+def test_three_trials_on_a_cpu_convince_less_than_three_on_gpus():
+    def chances(device, seconds):
+        game = study()
+        for i, found in zip((0, 3, 4), seconds, strict=True):
+            game.learn(i, replace(result(found, 3), device=device))
+        return game.best_probability()[[0, 3]]
+
+    slower, surer = chances("cpu", (1.0, 1.1, 1.3)), chances("cuda", (1.0, 1.1, 1.3))
+    assert slower[1] > 5 * surer[1]
+    # 3 % faster than what was expected to be 20 % faster: GPU trials say so, a CPU's do not
+    doubted, believed = chances("cpu", (1.0, 0.97, 1.3)), chances("cuda", (1.0, 0.97, 1.3))
+    assert doubted[0] > doubted[1]
+    assert believed[0] < believed[1]

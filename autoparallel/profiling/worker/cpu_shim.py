@@ -62,6 +62,8 @@ def install() -> None:
     cuda: Any = torch.cuda
     cuda.current_device = lambda: _CPU  # distributed/param_and_grad_buffer.py, mappings.py
     cuda.synchronize = lambda *_, **__: None  # pipeline_parallel/p2p_communication.py
+    whole: Any = torch
+    whole.compile = _eager  # jit.py and fusions/: decorators that load torch's compiler on import
     _install_streams(cuda)
     _install_random(cuda)
     for name in _FACTORIES:  # optimizer.py, schedules.py, clip_grads.py: device="cuda"
@@ -85,6 +87,11 @@ def after_import() -> None:
     # all_to_all_single wants whole numbers; on CUDA this function makes them, by is_cuda
     moe_utils.maybe_move_tensor_to_cpu = _splits
     dispatcher.maybe_move_tensor_to_cpu = _splits
+
+
+def _eager(function: Any = None, **_: Any) -> Any:
+    """`torch.compile` that leaves a function as it is: compiling costs a CPU 18 s a trial."""
+    return (lambda later: later) if function is None else function
 
 
 def _install_streams(cuda: Any) -> None:

@@ -168,10 +168,6 @@ def _prepared(job: Job, place: Place) -> tuple[Any, str]:
 
 def _implementation(job: Job, *, cuda: bool) -> str:
     """Import megatron-core with what the implementation needs of it."""
-    if not cuda:
-        import megatron.core.jit as jit
-
-        jit.disable_jit_fuser()  # before other modules take it: torch.compile costs 18 s on a CPU
     _check_megatron()
     impl = _named(job.impl, cuda=cuda)
     if impl != "te":
