@@ -44,6 +44,17 @@ of attention over length come from isolated kernels; kernels a layer only scale 
 FITTED = tuple(name for name in CONSTANT_NAMES if name not in HELD)
 PRIOR_WIDTH, FAMILY_WIDTH = 0.5, 0.35
 """Standard deviation of a constant's log around its prior: of all runs, and of a family."""
+ISOLATED_WIDTH = 0.3
+"""Share of that width for constants that isolated kernels or the links say."""
+ISOLATED = (
+    "gemm_efficiency",
+    "fp8_efficiency",
+    "fp4_efficiency",
+    "memory_bandwidth",
+    "kv_bandwidth",
+    "all_reduce",
+    "arm_host",
+)
 RESIDUAL_SCALE = {"ttft_ms": 0.25, "tpot_ms": 0.08}
 THROUGHPUT_SCALE = 0.08
 """Log error at which the loss turns from quadratic to linear."""
@@ -90,6 +101,7 @@ def fit_serving(
     low = np.array([np.log(_floor(bounds(n)[0])) for n in FITTED])
     span = np.array([np.log(bounds(n)[1]) for n in FITTED]) - low
     start = np.array([np.log(_floor(float(getattr(prior, n)))) for n in FITTED])
+    widths = np.array([prior_width(n, width) for n in FITTED])
 
     def at(u: Column) -> ServingConstants:
         values = np.exp(low + (u - 1) * span)
@@ -99,7 +111,7 @@ def fit_serving(
         found = at(u)
         guess = predicted(rows, lambda setting: per_setting(found, setting))
         error = np.log(np.maximum(guess, 1e-12) / measured) / scale
-        return np.concatenate([weight * soften(error), (low + (u - 1) * span - start) / width])
+        return np.concatenate([weight * soften(error), (low + (u - 1) * span - start) / widths])
 
     begin = np.clip(1 + (start - low) / span, 1 + 1e-4, 2 - 1e-4)
     best = least_squares(
@@ -110,6 +122,11 @@ def fit_serving(
     return ServingFit(
         constants=at(best.x), deviations=dict(zip(FITTED, deviations.tolist(), strict=True))
     )
+
+
+def prior_width(name: str, width: float) -> float:
+    """Standard deviation of the log of constant `name` around its prior."""
+    return width * (ISOLATED_WIDTH if name in ISOLATED else 1.0)
 
 
 def _floor(value: float) -> float:
@@ -227,7 +244,9 @@ def _calibration(
         constants=fit.constants,
         state="measured",
         rows=len(rows),
-        measured_names=tuple(n for n, d in fit.deviations.items() if d < MEASURED_SHRINK * width),
+        measured_names=tuple(
+            n for n, d in fit.deviations.items() if d < MEASURED_SHRINK * prior_width(n, width)
+        ),
         source=source,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from autoparallel.inference.engine_memory import kv_capacity_sequences
 from autoparallel.inference.instance import Instance
+from autoparallel.inference.open_loop import Stream, first_token
 from autoparallel.inference.setting import Setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.units import Num
@@ -135,11 +136,43 @@ def poisson(setting: Setting, instance: Instance, load: Load, request_rate: Num)
         )
     running = np.maximum(high, 1.0)
     cycle = _cycle(setting, instance, load, running)
-    alone = cycle.prompt.total
-    spare = np.maximum(1.0 - request_rate * alone, 0.02)
-    queue_s = np.where(utilization < 1, request_rate * alone**2 / (2 * spare), np.inf)
     rate = np.minimum(request_rate, full)
+    lanes = instance.pipeline_model_parallel_size
+    first = first_token(setting, instance, _stream(instance, load, rate / lanes, high / lanes))
+    slot_s = _slot_wait_s(utilization, high, limit, cycle.total_s)
+    queue_s = np.where(utilization < 1, first.gate_s + first.queue_s + slot_s, np.inf)
+    own_s = setting.constants.request_s + first.own_s
+    gaps = np.maximum(load.output_tokens - 1.0, 1.0)
+    steps_s = np.maximum(load.output_tokens - 1.0, 0.0) / load.accepted_tokens * cycle.decode.total
+    between = np.maximum(cycle.total_s - own_s, steps_s) / gaps
+    cycle = replace(cycle, first_s=own_s, between_s=between)
     return _latencies(cycle, load, rate, queue_s, utilization=utilization, open_loop=True)
+
+
+def _stream(instance: Instance, load: Load, rate: Num, running: Num) -> Stream:
+    """What one group of stages meets: `rate` arrivals a second beside `running` requests."""
+    new = np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
+    budget = instance.max_num_tokens * instance.attention_data_parallel_size
+    return Stream(
+        rate=rate,
+        new_tokens=new,
+        attended=load.prefix_tokens + new / 2,
+        running=running,
+        context_tokens=load.input_tokens + load.output_tokens / 2,
+        chunk_tokens=np.maximum(budget - running, 1.0),
+    )
+
+
+def _slot_wait_s(utilization: Num, running: Num, slots: Num, service_s: Num) -> Num:
+    """Mean wait for one of `slots` places, random arrivals and equal service times.
+
+    Sakasegawa's approximation of the M/M/c queue (1977), halved for service that does not vary.
+    Steps are faster while fewer run: what is taken is `running` of `slots`, less than utilization.
+    """
+    taken = np.minimum(running / slots, 1.0)
+    waiting = taken ** np.sqrt(2.0 * (slots + 1.0)) / np.maximum(1.0 - utilization, 1e-9)
+    wait: Num = waiting * service_s / slots / 2.0
+    return wait
 
 
 def max_throughput(setting: Setting, instance: Instance, load: Load) -> Latencies:

@@ -19,11 +19,11 @@ class ServingConstants:
     """Bounded, physically meaningful numbers of one serving engine on one GPU generation."""
 
     gemm_efficiency: Num = constant(
-        0.75, 0.4, 0.88, "share of the dense bf16 peak that a large GEMM reaches"
+        0.78, 0.4, 0.88, "share of the dense bf16 peak that a large GEMM reaches"
     )
-    fp8_efficiency: Num = constant(0.75, 0.4, 1.05, "the same share under fp8, relative to bf16's")
+    fp8_efficiency: Num = constant(0.85, 0.4, 1.05, "the same share under fp8, relative to bf16's")
     fp4_efficiency: Num = constant(
-        0.5, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
+        0.53, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
     )
     gemm_ramp_waves: Num = constant(
         0.035, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
@@ -53,7 +53,7 @@ class ServingConstants:
         6e-6, 1e-6, 30e-6, "time of one layer's decode attention however short the contexts"
     )
     all_reduce: Num = constant(
-        1.2, 0.8, 4.0, "time of an engine's all-reduce over its isolated measured time"
+        1.0, 0.8, 4.0, "time of an engine's all-reduce over its isolated measured time"
     )
     moe_efficiency: Num = constant(
         0.7, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
@@ -76,7 +76,7 @@ class ServingConstants:
     )
     sequence_s: Num = constant(20e-6, 0.0, 200e-6, "the same for every sequence of the step")
     prompt_s: Num = constant(0.5e-3, 0.0, 5e-3, "the same for every prompt that enters the step")
-    arm_host: Num = constant(1.3, 1.0, 1.6, "host time on a Grace CPU over that on an x86 host")
+    arm_host: Num = constant(1.2, 1.0, 1.6, "host time on a Grace CPU over that on an x86 host")
     prefill_step_s: Num = constant(
         3e-3,
         0.0,
@@ -85,6 +85,9 @@ class ServingConstants:
     )
     prefill_layer_s: Num = constant(
         100e-6, 5e-6, 600e-6, "the same for every layer, whose kernels are started one by one"
+    )
+    prefill_moe_s: Num = constant(
+        100e-6, 5e-6, 600e-6, "the same for the experts' part of every MoE layer"
     )
     request_s: Num = constant(
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
@@ -113,6 +116,7 @@ ENGINE_NAMES = (
     "prompt_s",
     "prefill_step_s",
     "prefill_layer_s",
+    "prefill_moe_s",
     "request_s",
     "stream_s",
     "prompts_in_line",

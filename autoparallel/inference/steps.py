@@ -253,10 +253,10 @@ def host_s(setting: Setting, sequences: Num, batch: Batch, device_s: Num) -> Num
 
     An engine that prepares the next step while the GPU works on this one waits only for the rest.
     """
-    c = setting.constants
+    m, c = setting.shape, setting.constants
     prompted = indicator(np.asarray(batch.prompt_tokens) > 0)
     prompts = c.prompt_s * batch.prompts * prompted
     host = (c.step_s + c.sequence_s * sequences + prompts) * setting.host_slowdown
     waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
-    eager = c.prefill_step_s + c.prefill_layer_s * setting.shape.L
+    eager = c.prefill_step_s + c.prefill_layer_s * m.L + c.prefill_moe_s * m.L_moe
     return waits + eager * prompted

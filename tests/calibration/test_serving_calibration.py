@@ -13,6 +13,7 @@ from autoparallel.calibration.serving import (
     ServingFit,
     fit_serving,
     predicted_with,
+    prior_width,
     with_spread,
 )
 from autoparallel.calibration.serving_cases import predicted, understood_serving
@@ -83,7 +84,9 @@ def test_what_no_row_depends_on_stays_at_its_prior(monkeypatch):
     made = measured(rows, 0.8 * predicted(rows, lambda s: PRIOR))
     fit = fit_serving(made, PRIOR, 0.5, lambda c, s: c)
     assert fit.constants.fp4_efficiency == pytest.approx(PRIOR.fp4_efficiency, rel=1e-3)
-    assert fit.deviations["fp4_efficiency"] == pytest.approx(0.5, rel=0.01)
+    assert fit.deviations["fp4_efficiency"] == pytest.approx(
+        prior_width("fp4_efficiency", 0.5), rel=0.01
+    )
 
 
 def test_priors_lie_inside_their_bounds_and_so_do_other_generations():
@@ -171,3 +174,17 @@ def test_the_spread_covers_nine_of_ten_left_out_figures():
     made = measured(rows, ours * np.exp(rng.normal(0, 0.3, len(rows))))
     found = with_spread(known, made, ours)["vllm-hopper"]
     assert 0.15 < found.spread.tpot < 0.6
+
+
+def test_what_isolated_kernels_say_is_held_closer_to_its_prior():
+    assert prior_width("all_reduce", 0.5) < prior_width("prefill_layer_s", 0.5) == 0.5
+    rows = readings()
+    fast = replace(PRIOR, memory_bandwidth=0.93, gemm_efficiency=0.88)
+    figures = predicted(rows, lambda s: fast)
+    told = [
+        replace(r, run=replace(r.run, value=float(v)))
+        for r, v in zip(rows, figures, strict=True)
+        if r.run.metric == "tpot_ms" and r.run.concurrency == 1
+    ]
+    found = fit_serving(told, PRIOR, PRIOR_WIDTH, lambda c, s: c).constants
+    assert PRIOR.gemm_efficiency * 0.9 < found.gemm_efficiency < PRIOR.gemm_efficiency * 1.1

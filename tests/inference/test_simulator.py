@@ -5,7 +5,15 @@ import pytest
 from cases import DENSE, SMALL_CLUSTER
 
 from autoparallel import catalog
-from autoparallel.inference import Instance, Load, backend, closed_loop, poisson, setting
+from autoparallel.inference import (
+    Instance,
+    Load,
+    backend,
+    closed_loop,
+    max_throughput,
+    poisson,
+    setting,
+)
 from autoparallel.inference.simulator import Arrivals, even_arrivals, simulate
 
 LENGTHS = (1000, 200)
@@ -46,6 +54,17 @@ def test_closed_form_and_simulator_agree_under_random_arrivals(share):
     )
     assert seen.figures("tpot_s")[0] == pytest.approx(float(formula.tpot_s[0]), rel=0.15)
     assert seen.requests_per_s == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt-llm"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_first_tokens_of_random_arrivals_agree_at_low_and_high_load(name, share):
+    case = here(name, catalog.model("llama-3.1-8b"))
+    load = Load(input_tokens=1000.0, output_tokens=200.0, served=0.0)
+    rate = share * float(max_throughput(case, INSTANCE, load).requests_per_s)
+    formula = poisson(case, INSTANCE, load, np.array([rate]))
+    seen = simulate(case, INSTANCE, even_arrivals(*LENGTHS, 600, request_rate=rate, seed=1))
+    assert seen.figures("ttft_s", 60)[0] == pytest.approx(float(formula.ttft_s[0]), rel=0.15)
 
 
 def test_every_request_is_answered_whole():

@@ -159,3 +159,14 @@ def test_a_gemm_is_bound_by_bytes_when_skinny_and_by_arithmetic_when_square():
     )
     rate = 2 * n**3 / gemm_s(case, "bf16", n, n, n) / case.machine.bf16_flops_per_s
     assert rate == pytest.approx(case.constants.gemm_efficiency, rel=0.05)
+
+
+def test_kernels_of_experts_outside_the_graphs_cost_moe_layers_with_prompts_only():
+    for model, precision in MODELS:
+        case = served(model, precision)
+        slow = replace(case, constants=replace(case.constants, prefill_moe_s=600e-6))
+        more = 600e-6 - case.constants.prefill_moe_s
+        for batch, factor in ((Batch(prompt_tokens=512.0), 1.0), (Batch(decoding=8.0), 0.0)):
+            extra = mixed_step(slow, Instance(), batch).host_s
+            extra = extra - mixed_step(case, Instance(), batch).host_s
+            assert float(extra) == pytest.approx(factor * case.shape.L_moe * more, abs=1e-12)
