@@ -189,3 +189,21 @@ def test_bad_input_is_exit_2_with_one_message(run, pinned, words):
     code, _, err = run("regress", *words)
     assert code == 2
     assert err.startswith("autoparallel: ")
+
+
+@pytest.mark.slow
+@pytest.mark.megatron
+def test_short_profiles_are_pinned_and_held_against_each_other(run, tmp_path):
+    """Real ranks on both sides; whether noise fails the check is not what is asked here."""
+    job = ("--model", "gpt-tiny", "--cluster", "local-cpu", "--gpus", 1)
+    short = ("--profile", "--runs", 5, "--steps", 2)
+    assert run("search", *job, "--out", "tiny", "--quiet")[0] == 0
+    assert run("regress", "pin", "tiny", "--to", "tiny.lock.yaml", *short)[0] == 0
+    pinned = yaml.safe_load((tmp_path / "tiny.lock.yaml").read_text())["measured"]
+    assert len(pinned["values"]["iteration_s"]) == 5
+    code, out, _ = run("regress", "check", "tiny.lock.yaml", *short, "--json")
+    found = {f["rule"]: f for f in json.loads(out)["locks"][0]["findings"]}
+    held = found["measured.iteration_s"]
+    assert code == int(held["failed"])
+    assert held["before"] == pytest.approx(sorted(pinned["values"]["iteration_s"])[2])
+    assert held["after"] > 0
