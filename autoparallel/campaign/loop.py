@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -326,7 +327,9 @@ def _cause(result: Result) -> str:
     """What kept a trial from its first step, as far as others may share it; empty when nothing."""
     if result.step_s or result.outcome not in ("crash", "invalid"):
         return ""
-    return result.outcome if result.outcome == "crash" else result.message
+    if result.outcome == "crash":
+        return result.outcome
+    return re.sub(r"^rank \d+: ", "", result.message)  # which rank was first to say so is chance
 
 
 def _seconds(study: Study) -> float:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from autoparallel.campaign import Campaign, Settings, recorded
+from autoparallel.campaign.loop import _cause
 from autoparallel.campaign.modes import Mode, combined, jobs_of
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
@@ -264,3 +265,11 @@ def test_one_failed_rank_fails_the_layout():
     results = [Result(trial="x", outcome="ok", **timing(j, (1.0,))) for j in jobs]
     results[1] = Result(trial="x", outcome="out_of_memory")
     assert combined(BIG, entry(), jobs, results).outcome == "out_of_memory"
+
+
+def test_the_same_complaint_of_another_rank_is_one_cause():
+    said = [
+        _cause(Result(trial="", outcome="invalid", message=f"rank {rank}: torch sees no GPU"))
+        for rank in (0, 1)
+    ]
+    assert said[0] == said[1] == "torch sees no GPU"
