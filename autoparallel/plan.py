@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from autoparallel import strict_json as check
 from autoparallel.constants import FITS
-from autoparallel.envelope import PLAN_FILE as PLAN_FILE
 from autoparallel.envelope import Envelope, envelope_values, read_envelope
 from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.layout import Layout

@@ -15,10 +15,11 @@ from autoparallel.calibration.training import fit_family, timed_rows
 from autoparallel.campaign.candidates import beliefs
 from autoparallel.campaign.loop import Outcome
 from autoparallel.constants import NORMAL_90
+from autoparallel.envelope import PLAN_FILE
 from autoparallel.layout import Layout
 from autoparallel.measured.cases import read
 from autoparallel.measured.rows import MeasuredRun, runs_text
-from autoparallel.plan import PLAN_FILE, Corrected, Measured, Plan, PlanEntry
+from autoparallel.plan import Corrected, Measured, Plan, PlanEntry
 from autoparallel.planning import estimate
 from autoparallel.profiles import read_calibration
 from autoparallel.profiling.job import Job, Result

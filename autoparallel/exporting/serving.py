@@ -16,6 +16,8 @@ from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, Worker
 
 FIRST_PORT = 8000
+QUANTIZATION = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
+"""How vLLM and SGLang read a bf16 checkpoint in a narrower precision; nvfp4 needs one made so."""
 COORDINATION_PORT = 29500
 _HUGGING_FACE = re.compile(r"huggingface\.co/([\w.-]+/[\w.-]+)")
 

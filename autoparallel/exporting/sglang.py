@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from autoparallel.exporting.serving import (
     COORDINATION_PORT,
+    QUANTIZATION,
     Deployment,
     Server,
     graph_sizes,
@@ -23,7 +24,6 @@ from autoparallel.serving_plan import Worker
 VERSION = "0.5.23"
 IMAGE = f"lmsysorg/sglang:v{VERSION}"
 KV_DTYPES = {"bf16": "auto", "fp8": "fp8_e4m3"}
-QUANTIZATION = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
 BOOTSTRAP_PORT = 8998
 
 

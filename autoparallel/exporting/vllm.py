@@ -10,6 +10,7 @@ import json
 from autoparallel.errors import ConfigError
 from autoparallel.exporting.serving import (
     COORDINATION_PORT,
+    QUANTIZATION,
     Deployment,
     Server,
     graph_sizes,
@@ -25,8 +26,6 @@ from autoparallel.serving_plan import Worker
 VERSION = "0.33.0"
 IMAGE = f"vllm/vllm-openai:v{VERSION}"
 KV_DTYPES = {"bf16": "auto", "fp8": "fp8"}
-QUANTIZATION = {"fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "modelopt_fp4", "mxfp4": "mxfp4"}
-"""How a bf16 checkpoint is read in a narrower precision; nvfp4 needs a checkpoint made for it."""
 _NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
 
 

@@ -107,15 +107,7 @@ class TrainingRequest:
         Raises:
             ConfigError: an unknown, missing or impossible value.
         """
-        rest = dict(values)
-        version, kind = rest.pop("schema_version", None), rest.pop("kind", None)
-        if version != SCHEMA_VERSION or kind != "training":
-            rule = f"is not a training request of schema_version {SCHEMA_VERSION}"
-            hint = "give a request.yaml that `autoparallel search --out` wrote"
-            raise bad_value(where, f"{kind} {version}", rule, hint)
-        refuse_code(rest, where)
-        request: TrainingRequest = record_of(cls, rest, where)
-        check_model(request.model.name, asdict(request.model))
+        request: TrainingRequest = saved_request(cls, "training", "search", values, where)
         return request
 
     def write_yaml(self, path: Path) -> None:
@@ -130,6 +122,26 @@ class TrainingRequest:
             ConfigError: a file that cannot be read or does not hold a request.
         """
         return cls.from_mapping(read_yaml(path), str(path))
+
+
+def saved_request(
+    record: type[Any], kind: str, verb: str, values: Mapping[str, object], where: str
+) -> Any:
+    """The request of `kind` that `verb` saved as `values`.
+
+    Raises:
+        ConfigError: another kind or version; an unknown, missing or impossible value.
+    """
+    rest = dict(values)
+    version, found = rest.pop("schema_version", None), rest.pop("kind", None)
+    if version != SCHEMA_VERSION or found != kind:
+        rule = f"is not a {kind} request of schema_version {SCHEMA_VERSION}"
+        hint = f"give a request.yaml that `autoparallel {verb} --out` wrote"
+        raise bad_value(where, f"{found} {version}", rule, hint)
+    refuse_code(rest, where)
+    request = record_of(record, rest, where)
+    check_model(request.model.name, asdict(request.model))
+    return request
 
 
 def objective_name(word: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoparallel.catalog_schema import check_model
 from autoparallel.errors import ConfigError, bad_value, nearest
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu
@@ -28,12 +27,12 @@ from autoparallel.request.records import (
     SCHEMA_VERSION,
     Site,
     plain,
-    record_of,
+    saved_request,
     whole,
     yaml_text,
 )
 from autoparallel.request.trace import MAX_TOKENS, Trace, read_trace
-from autoparallel.strict_yaml import Rule, read_yaml, refuse_code
+from autoparallel.strict_yaml import Rule, read_yaml
 
 SERVING_BACKENDS = ("vllm", "sglang", "tensorrt-llm")
 BACKEND_ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm"}
@@ -116,15 +115,7 @@ class ServingRequest:
         Raises:
             ConfigError: an unknown, missing or impossible value.
         """
-        rest = dict(values)
-        version, kind = rest.pop("schema_version", None), rest.pop("kind", None)
-        if version != SCHEMA_VERSION or kind != "serving":
-            rule = f"is not a serving request of schema_version {SCHEMA_VERSION}"
-            hint = "give a request.yaml that `autoparallel infer --out` wrote"
-            raise bad_value(where, f"{kind} {version}", rule, hint)
-        refuse_code(rest, where)
-        request: ServingRequest = record_of(cls, rest, where)
-        check_model(request.model.name, asdict(request.model))
+        request: ServingRequest = saved_request(cls, "serving", "infer", values, where)
         return request
 
     def write_yaml(self, path: Path) -> None:
