@@ -20,7 +20,7 @@ from autoparallel.constants import CONSTANT_NAMES, Constants
 from autoparallel.cost.step import StepTime, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
-from autoparallel.profiles import Calibration, Spread
+from autoparallel.profiles import Calibration, Spread, by_nearness
 
 Column = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -174,15 +174,28 @@ def leave_one_group_out(
         held = rows.data.groups == group
         base = fit_everything(rows, ~held, _of_all(rows)).constants
         for family in np.unique(rows.families[held]):
-            own = fit_family(rows, str(family), ~held, base)
+            constants = _without(rows, str(family), ~held, base)
             at = held & (rows.families == family)
             data = rows.at(at)
-            constants = own.constants if own else base
             step = step_time(replace(data.case, constants=constants))
             errors[at] = np.log(np.asarray(step.iteration_s) / data.seconds)
             for name, column in parts.items():
                 column[at] = getattr(step, name)
     return LeftOut(log_errors=errors, step=StepTime(**parts))
+
+
+def _without(rows: Rows, family: str, among: Mask, base: Constants) -> Constants:
+    """The constants a prediction for `family` rests on when only the runs of `among` are known.
+
+    Its own when it has runs there, else those of the relative that `profiles` would borrow.
+    """
+    known = set(rows.families[among].tolist())
+    for candidate in by_nearness(framework_part(family), family.rpartition("-")[2]):
+        if candidate in known:
+            own = fit_family(rows, candidate, among, base)
+            assert own is not None
+            return own.constants
+    return base
 
 
 def calibrate(

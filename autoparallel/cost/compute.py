@@ -34,6 +34,9 @@ PERMUTE_BYTES = 12.0
 """Traffic per element of a routed token, each way, in 16 bit: sorted by rank (written, the input is
 one of K copies), then by local expert (read and written), before the experts; the same after them
 (Megatron-Core 0.16.1 `MoEAlltoAllTokenDispatcher`)."""
+PLAIN_TRAFFIC = 3.0
+"""Traffic of norm, activation and rope written in plain torch, over that of fused kernels: each
+writes and reads its intermediate results (casts to fp32, squares, products)."""
 SOFTMAX_HEADS = 4.0
 """Megatron's fused kernel for scale, mask and softmax takes a multiple of so many heads x sequences
 (Megatron-Core 0.16.1 `FusedScaleMaskSoftmax.is_kernel_available`)."""
@@ -193,7 +196,7 @@ def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
     """
     m, k, c = case.model, case.knobs, case.constants
     qkv = (m.a * m.d_qk + m.g * (m.d_qk + m.d_v)) / k.tp
-    plain = np.where(np.asarray(case.traits.fused_kernels) > 0, 1.0, 3.0)
+    plain = PLAIN_TRAFFIC - (PLAIN_TRAFFIC - 1) * case.traits.fused_kernels
     norms, f = 22 * m.h / sequence_shards(case), width / k.tp
     cast = cast_bytes(case, width)
     forward = (norms + 4 * qkv + 2 * m.k * f) * plain + cast
