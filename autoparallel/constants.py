@@ -27,7 +27,7 @@ class Constants:
     """Bounded, physically meaningful numbers; the defaults are the priors of an unknown machine."""
 
     gemm_efficiency: Num = constant(
-        0.75, 0.4, 0.97, "share of the dense peak that a large GEMM reaches inside a training step"
+        0.9, 0.4, 1.15, "rate of a large GEMM inside a training step over the best one measured alone"
     )
     gemm_ramp_waves: Num = constant(
         0.25, 0.02, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of that"
@@ -36,7 +36,7 @@ class Constants:
         0.85, 0.5, 1.05, "gemm_efficiency under fp8 and narrower, relative to bf16"
     )
     attention_efficiency: Num = constant(
-        0.40, 0.1, 0.8, "share of the bf16 peak that attention reaches"
+        0.5, 0.1, 1.0, "rate of attention over the best bf16 product measured"
     )
     memory_traffic: Num = constant(
         1.2, 1.0, 4.0, "bytes moved by memory-bound operators over the ideal count"

@@ -290,7 +290,7 @@ def layer_time(case: Case) -> LayerTime:
 TORCH_SOFTMAX_LAUNCH = 0.2
 """More host time of a layer whose softmax is torch's: vTrain's launch-bound layers of 2 heads a GPU
 take 5.1 ms, of 4 heads 4.2 ms, at every width and depth."""
-SPLIT_EXPOSED = 0.5
+SPLIT_EXPOSED = 0.7
 """Assumed: what splitting a layer's collective against its GEMM (`tp`) or another micro-batch's
 compute (`moe`) leaves exposed of the rest; torchtitan's asynchronous tensor parallelism gained 9 %
 of a step."""
