@@ -45,10 +45,7 @@ class Constants:
         2.0e-3, 0.2e-3, 8e-3, "host time to launch one layer's forward and backward"
     )
     launch_tp_factor: Num = constant(
-        0.1, 0.0, 3.0, "growth of that host time with every doubling of tensor parallelism"
-    )
-    launch_tp_pp_factor: Num = constant(
-        1e-3, 0.0, 10.0, "further growth of the same under pipeline parallelism"
+        0.03, 0.0, 3.0, "growth of that host time with every further tensor-parallel rank"
     )
     step_overhead_s: Num = constant(
         0.02, 0.0, 0.5, "host time a step spends outside the layers: data, logging, clipping"
@@ -63,7 +60,7 @@ class Constants:
         20e-6, 2e-6, 400e-6, "wait for the slowest rank of a collective, beyond its isolated time"
     )
     hop_latency_s: Num = constant(
-        3e-6, 0.2e-6, 20e-6, "time a ring that leaves the fast domain adds with every rank"
+        3e-6, 0.2e-6, 100e-6, "time a ring that leaves the fast domain adds with every rank"
     )
     tp_exposed: Num = constant(
         0.7, 0.1, 1.6, "share of tensor-parallel communication that compute does not hide"

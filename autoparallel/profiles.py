@@ -76,7 +76,7 @@ RELATIVES: Mapping[str, tuple[str, ...]] = {
     "paxml": ("fsdp", "nemo"),
     "aleph-alpha": ("megatron", "nemo"),
     "megatron-deepspeed": ("megatron", "nemo"),
-    "nanotron-early": ("nanotron", "megatron", "nemo"),
+    "nanotron-slow-nodes": ("nanotron", "megatron", "nemo"),
     "nanotron": ("megatron", "nemo"),
     "fsdp": ("nemo", "megatron"),
 }

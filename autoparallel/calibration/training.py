@@ -29,10 +29,10 @@ Progress = Callable[[str], None]
 FIXED = ("expert_imbalance", "moe_traffic")
 """Constants that published runs cannot tell apart from others; they stay at their prior."""
 FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
-    "nanotron": {"launch_tp_pp_factor": 2.0, "launch_tp_factor": 0.5},
-    "nanotron-early": {"launch_tp_factor": 0.5},
+    "nanotron": {"hop_latency_s": 20e-6},
+    "nanotron-slow-nodes": {"hop_latency_s": 20e-6, "launch_tp_factor": 0.7},
 }
-"""Constants only one framework needs, with where its fit starts."""
+"""Frameworks that are fitted alone, with where the constants begin that are unlike the others'."""
 KNOWN_OF: Mapping[str, Mapping[str, float]] = {
     "megatron": {"dp_exposed": 1.0},
     "megatron-deepspeed": {"dp_exposed": 1.0},
@@ -101,7 +101,7 @@ def framework_part(family: str) -> str:
 def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
     """Constants of an unknown machine, from all families without constants of their own."""
     ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
-    fixed = (*FIXED, *OWN_WIDTH, "launch_tp_pp_factor")
+    fixed = (*FIXED, *OWN_WIDTH)
     names = [n for n in CONSTANT_NAMES if n not in fixed]
     use = among & ordinary if (among & ordinary).any() else among
     return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH, near)
@@ -129,8 +129,7 @@ def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | N
 
 
 def _fit_rows(rows: Rows, mine: Mask, kind: str, prior: Constants) -> Fit:
-    fixed = (*FIXED, *({"launch_tp_pp_factor"} - FAMILY_ONLY.get(kind, {}).keys()))
-    names = [n for n in CONSTANT_NAMES if n not in fixed]
+    names = [n for n in CONSTANT_NAMES if n not in FIXED]
     return fit(rows.at(mine), names, prior, np.array([_width(kind, n) for n in names]))
 
 

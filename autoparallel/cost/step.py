@@ -262,9 +262,7 @@ def layer_time(case: Case) -> LayerTime:
     work = ops.forward_s + ops.backward_s + again
     gpu = work + tp + cp + ep
     moe = 1 + c.moe_launch * case.model.L_moe / case.model.L
-    pipelined = np.where(np.asarray(k.pp) > 1, 1.0, 0.0)
-    tp_growth = c.launch_tp_factor + c.launch_tp_pp_factor * pipelined
-    host = c.launch_s_per_layer * (1 + tp_growth * np.log2(k.tp)) * moe
+    host = c.launch_s_per_layer * (1 + c.launch_tp_factor * (k.tp - 1)) * moe
     host = host * (1 + whole / 3) * np.take(LAUNCHED, np.asarray(k.graph, dtype=np.intp))
     host = host * (1 + TORCH_SOFTMAX_LAUNCH * torch_softmax(case))
     busy = smooth_max(gpu, host, squarings=3)
