@@ -79,6 +79,7 @@ class Rows:
             case=select(self.data.case, index),
             seconds=self.data.seconds[index],
             groups=self.data.groups[index],
+            suspect=self.data.suspect[index],
         )
 
 
@@ -89,6 +90,7 @@ def timed_rows(readings: Sequence[Reading]) -> Rows:
         case=case(timed, Constants()),
         seconds=np.array([r.run.seconds for r in timed], dtype=np.float64),
         groups=np.array([r.run.split_group or r.run.source for r in timed]),
+        suspect=np.array([bool(r.run.suspect) for r in timed]),
     )
     return Rows(readings=timed, data=data, families=np.array([r.family for r in timed]))
 
