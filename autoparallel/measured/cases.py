@@ -33,6 +33,7 @@ from autoparallel.layout import (
 )
 from autoparallel.measured import words
 from autoparallel.measured.rows import MeasuredRun
+from autoparallel.measured.twins import catalog_twin, with_details
 from autoparallel.model import Model
 from autoparallel.operators import operators_for
 
@@ -151,7 +152,7 @@ def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
     moe = (run.num_moe_experts or 0) > 1
     heads = run.num_attention_heads
     ffn = run.ffn_hidden_size or 4 * run.hidden_size
-    known = catalog_twin(run.model, run.num_layers, run.hidden_size, config_dir)
+    known = catalog_twin(run, config_dir)
     stated = Model(
         name=run.model or "unnamed",
         num_layers=run.num_layers,
@@ -169,7 +170,7 @@ def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
         moe_router_topk=(run.moe_router_topk or 1) if moe else 0,
         moe_ffn_hidden_size=ffn if moe else 0,
     )
-    return _with_catalog_details(stated, known) if known else stated
+    return with_details(stated, known) if known else stated
 
 
 def _kv_channels(run: MeasuredRun) -> int:
@@ -179,43 +180,6 @@ def _kv_channels(run: MeasuredRun) -> int:
 
 def _tied(run: MeasuredRun) -> bool:
     return bool(run.tied_embeddings) if run.tied_embeddings is not None else not run.swiglu
-
-
-def _with_catalog_details(stated: Model, known: Model) -> Model:
-    return replace(
-        stated,
-        kv_channels=known.kv_channels,
-        normalization=known.normalization,
-        add_bias_linear=known.add_bias_linear,
-        add_qkv_bias=known.add_qkv_bias,
-        ffn_hidden_size=known.ffn_hidden_size,
-        untie_embeddings_and_output_weights=known.untie_embeddings_and_output_weights,
-        window_size=known.window_size,
-        window_layers_fraction=known.window_layers_fraction,
-        moe_shared_expert_intermediate_size=known.moe_shared_expert_intermediate_size,
-        moe_first_dense_layers=known.moe_first_dense_layers,
-        q_lora_rank=known.q_lora_rank,
-        kv_lora_rank=known.kv_lora_rank,
-        qk_head_dim=known.qk_head_dim,
-        qk_pos_emb_head_dim=known.qk_pos_emb_head_dim,
-        v_head_dim=known.v_head_dim,
-        mtp_num_layers=known.mtp_num_layers,
-    )
-
-
-@cache
-def catalog_twin(
-    name: str, num_layers: int, hidden_size: int, config_dir: Path | None = None
-) -> Model | None:
-    """The catalog model of that name, when its depth and width agree."""
-    words = re.sub(r"[^a-z0-9.]", "", name.lower())
-    for candidate in catalog.names("model", config_dir):
-        if re.sub(r"[^a-z0-9.]", "", candidate) != words:
-            continue
-        model = catalog.model(candidate, config_dir)
-        if (model.num_layers, model.hidden_size) == (num_layers, hidden_size):
-            return model
-    return None
 
 
 # --- the layout ----------------------------------------------------------------------------------
