@@ -27,7 +27,10 @@ class Constants:
     """Bounded, physically meaningful numbers; the defaults are the priors of an unknown machine."""
 
     gemm_efficiency: Num = constant(
-        0.9, 0.4, 1.15, "rate of a large GEMM inside a training step over the best one measured alone"
+        0.9,
+        0.4,
+        1.15,
+        "rate of a large GEMM inside a step over the best product measured alone",
     )
     gemm_ramp_waves: Num = constant(
         0.25, 0.02, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of that"

@@ -6,7 +6,7 @@ them as scalars or columns [N], for `cost/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoparallel.units import Num
 
@@ -35,6 +35,14 @@ class Gpu:
     idle_w: float = 0.0
     measured_matmul_flops_per_s: float = 0.0
     source: str = ""
+
+    def with_arithmetic(self, factor: float) -> Gpu:
+        """The same GPU with `factor` times its arithmetic, nominal and measured."""
+        return replace(
+            self,
+            peak_flops_per_s={name: v * factor for name, v in self.peak_flops_per_s.items()},
+            measured_matmul_flops_per_s=self.measured_matmul_flops_per_s * factor,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,7 @@ SOFTWARE = (
     "moe_launch",
 )
 """Constants that say how code is written, not how fast a GPU is."""
-GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
+GLOBAL_WIDTH, FAMILY_WIDTH = 0.3, 0.3
 IDENTIFIED = 0.6
 """A constant is measured when the data shrink its prior's width to this share or less."""
 EVERYTHING = "all"
@@ -213,17 +213,53 @@ def calibrate(
         own = fit_family(rows, str(family), everybody, base.constants)
         assert own is not None
         fits[str(family)] = own
-    return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
+    unseen = unseen_errors(rows, left_out, fits) if left_out else None
+    return {
+        name: _calibration(rows, left_out, unseen, name, f, source) for name, f in fits.items()
+    }, fits
+
+
+def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Column:
+    """What an unmeasured job of its family would err, by run: log(predicted / measured).
+
+    Left out with its split group, where the family has others. A family of one group is predicted
+    by a relative then, which says too much, and by its own fit too little, even times how much more
+    other families err unseen than seen: there it is the geometric mean of the two.
+    """
+    seen, errors = np.zeros(len(rows.readings)), left_out.log_errors.copy()
+    alone = np.zeros(len(rows.readings), dtype=bool)
+    for family in np.unique(rows.families):
+        at = rows.families == family
+        seen[at] = log_error(rows.at(at), fits[str(family)].constants)
+        alone[at] = len(np.unique(rows.data.groups[at])) == 1
+    groups = np.unique(rows.data.groups[~alone])
+    if not len(groups):
+        return errors
+    more = [_size(errors, rows, g) / max(_size(seen, rows, g), 1e-3) for g in groups]
+    scaled = seen[alone] * max(float(np.median(more)), 1.0)
+    errors[alone] = np.sign(scaled) * np.sqrt(np.abs(scaled * errors[alone]))
+    return errors
+
+
+def _size(errors: Column, rows: Rows, group: str) -> float:
+    return float(np.median(np.abs(errors[rows.data.groups == group])))
 
 
 def _calibration(
-    rows: Rows, left_out: LeftOut | None, name: str, own: Fit, source: str
+    rows: Rows,
+    left_out: LeftOut | None,
+    unseen: Column | None,
+    name: str,
+    own: Fit,
+    source: str,
 ) -> Calibration:
     mine = rows.families == name if name != EVERYTHING else np.ones(len(rows.readings), dtype=bool)
     return Calibration(
         family=name,
         constants=own.constants,
-        spread=_spread(rows, left_out, mine) if left_out else Spread(),
+        spread=Spread()
+        if left_out is None or unseen is None
+        else _spread(rows, left_out.step, unseen, mine),
         state="measured",
         rows=int(mine.sum()),
         measured_names=tuple(
@@ -238,10 +274,10 @@ def _width(family: str, name: str) -> float:
     return GLOBAL_WIDTH if family == EVERYTHING else OWN_WIDTH.get(name, FAMILY_WIDTH)
 
 
-def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
+def _spread(rows: Rows, left_out_step: StepTime, unseen: Column, mine: Mask) -> Spread:
     index = np.flatnonzero(mine)
-    step = gathered(left_out.step, index)
-    errors = left_out.log_errors[index]
+    step = gathered(left_out_step, index)
+    errors = unseen[index]
     search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()
     return fit_spread(step, errors, weights, layout_spread(errors, search_groups))

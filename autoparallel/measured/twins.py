@@ -1,8 +1,8 @@
 """The catalog model that a measured row speaks of, and what the row's columns cannot say of it.
 
 A row has the widths of a model, but no column for latent attention, shared experts, windows or
-biases, and often no vocabulary. Sources spell names their own way (`Llama3-70B`, `Megatron-GPT-22B`,
-`Nemotron3-22B(2023)`) and measure slices of a model of few layers.
+biases, and often no vocabulary. Sources spell names their own way (`Llama3-70B`,
+`Megatron-GPT-22B`, `Nemotron3-22B(2023)`) and measure slices of a model of few layers.
 """
 
 from __future__ import annotations
