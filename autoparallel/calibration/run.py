@@ -12,13 +12,9 @@ from numpy.typing import NDArray
 from autoparallel.calibration.fit import Fit
 from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out
-from autoparallel.calibration.memory import (
-    FITTED,
-    fit_families,
-    memory_data,
-    memory_family,
-    with_noted_reserved,
-)
+from autoparallel.calibration.memory import FITTED, fit_families
+from autoparallel.calibration.memory_left_out import lender
+from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
 from autoparallel.calibration.training import (
     EVERYTHING,
@@ -32,7 +28,7 @@ from autoparallel.calibration.training import (
 from autoparallel.constants import NORMAL_90, MemoryConstants, bounds
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import Reading
-from autoparallel.profiles import RELATIVES, Calibration
+from autoparallel.profiles import Calibration
 
 Column = NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -146,19 +142,11 @@ def with_memory(
     """
     rows = with_noted_reserved(readings)
     names = np.array([memory_family(r) for r in rows])
-    frameworks = np.array([framework_part(r.family) for r in rows])
     fitted = fit_families(memory_data(rows), names, MemoryConstants())
-    chosen = {name: _code_base(framework_part(name), frameworks, names) for name in found}
     return (
-        {name: replace(c, memory=fitted[chosen[name]]) for name, c in found.items()},
-        frozenset(name for name in found if np.any(frameworks == framework_part(name))),
+        {
+            name: replace(c, memory=fitted[lender(framework_part(name), fitted)])
+            for name, c in found.items()
+        },
+        frozenset(name for name in found if framework_part(name) in fitted),
     )
-
-
-def _code_base(framework: str, frameworks: NDArray[np.str_], names: NDArray[np.str_]) -> str:
-    """The memory family of most runs of `framework` or of its nearest relative with runs; or ""."""
-    for relative in (framework, *RELATIVES.get(framework, ())):
-        values, counts = np.unique(names[frameworks == relative], return_counts=True)
-        if len(values):
-            return str(values[np.argmax(counts)])
-    return ""
