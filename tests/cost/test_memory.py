@@ -10,17 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel.constants import Constants, MemoryConstants
+from autoparallel.cost.activations import layer_activations, saved_layer_bytes
 from autoparallel.cost.case import Case
-from autoparallel.cost.memory import (
-    STAGES,
-    Memory,
-    fits_probability,
-    layer_activations,
-    memory,
-    memory_of_stage,
-    saved_layer_bytes,
-    static_bytes,
-)
+from autoparallel.cost.memory import STAGES, Memory, fits_probability, memory, memory_of_stage
+from autoparallel.cost.memory_states import static_bytes
 from autoparallel.cost.partition import RankParameters
 from autoparallel.framework import Traits
 from autoparallel.hardware import Machine
