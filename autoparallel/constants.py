@@ -117,11 +117,8 @@ class MemoryConstants:
     activation_copies: Num = constant(
         0.0, 0.0, 4.0, "extra copies of MLP activation and norm inputs that unfused code keeps"
     )
-    gathered_inputs: Num = constant(
-        0.0, 0.0, 2.0, "sequence-parallel GEMM inputs kept gathered instead of gathered again"
-    )
-    embedding_copies: Num = constant(
-        0.0, 0.0, 10.0, "unsharded embedding outputs kept per micro-batch in flight"
+    held_tensors: Num = constant(
+        0.0, 0.0, 80.0, "full-length tensors that communication streams hold at most"
     )
     logits_copies: Num = constant(
         1.0, 0.4, 2.5, "fp32 copies of the logits over what the framework's code shows"

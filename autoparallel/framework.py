@@ -8,7 +8,7 @@ part, scalars or columns, for `cost/`; there is no `if framework ==` in the form
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ class Traits:
         dropout: 1 where models with biases are trained with dropout, whose masks are kept.
         bucket_bytes: Gradients reduced by one collective (Megatron: 40 million parameters).
         logits_sharded: 1 when the logits stay split over tensor-parallel ranks.
+        half_gradient_bytes: What autograd makes of a gradient beside the accumulated one, per
+            parameter, kept until the backward of a micro-batch ends; 0 where the weight GEMM
+            accumulates.
+        bucket_copy_bytes: Gradients copied into buckets that stay (torch's DistributedDataParallel
+            without views), per parameter, where there are replicas to reduce with.
+        stores_gate: 1 where a gated MLP keeps the activated gate beside its input.
+        packed_qkv: 1 where attention's inputs share their storage with an unused k and v.
+        gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
     """
 
     flash_attention: Num = 1.0
@@ -52,6 +60,11 @@ class Traits:
     fp8_weight_bytes: Num = 2.0
     dropout: Num = 1.0
     bucket_bytes: Num = 160e6
+    half_gradient_bytes: Num = 0.0
+    bucket_copy_bytes: Num = 0.0
+    stores_gate: Num = 0.0
+    packed_qkv: Num = 0.0
+    gather_buffers: Num = 1.0
 
 
 TRAIT_NAMES = tuple(f.name for f in fields(Traits))
@@ -67,6 +80,7 @@ class Framework:
         constants: Which calibrated family in `profiles/` its constants come from.
         eras: Families of older software, by the beginning of the release that a measured row
             states.
+        era_traits: What else is different in such a family: family -> trait -> value.
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
@@ -78,6 +92,7 @@ class Framework:
     constants: str
     traits: Traits = field(default_factory=Traits)
     eras: Mapping[str, str] = field(default_factory=dict)
+    era_traits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stage_split: str = "even"
@@ -91,6 +106,10 @@ class Framework:
             if software_release.startswith(beginning):
                 return family
         return self.constants
+
+    def traits_of(self, family: str) -> Traits:
+        """The traits of one of its calibrated families."""
+        return replace(self.traits, **self.era_traits.get(family, {}))
 
 
 @cache
@@ -114,6 +133,7 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
         exporters=text_list(data, "exporters", where),
         traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
         eras=_eras(data, where),
+        era_traits=_era_traits(data, where),
         legal={k: tuple(v) for k, v in _by_knob(data, "legal", where, list).items()},
         defaults=_by_knob(data, "defaults", where, bool | int | float | str),
         **read_fields(texts, _TEXTS, required=["constants"], where=where),
@@ -129,6 +149,16 @@ def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
     block = submapping(values, "eras", where)
     rules = dict.fromkeys(block, Rule(kind=str))
     return read_fields(block, rules, required=(), where=f"{where}.eras")
+
+
+def _era_traits(values: Mapping[str, object], where: str) -> dict[str, dict[str, float]]:
+    """Family -> trait -> value."""
+    block = submapping(values, "era_traits", where)
+    found = {}
+    for family in block:
+        traits = submapping(block, family, f"{where}.era_traits")
+        found[family] = read_fields(traits, _TRAITS, required=(), where=f"{where}.{family}")
+    return found
 
 
 def _by_knob(values: Mapping[str, object], key: str, where: str, kind: Any) -> dict[str, Any]:

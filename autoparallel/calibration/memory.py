@@ -38,15 +38,14 @@ PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
 """How much tighter than the rest a constant is held that most rows do not show."""
 
 DIFFERENCE_STEP = np.array(1e-3)
-RARE = ("gathered_inputs", "embedding_copies")
+RARE = ("held_tensors",)
 RARE_PEAKS = 100
 """Copies that few code bases keep are fitted only by a family with at least this many peaks."""
 FITTED = (
     "workspace_bytes",
     "extra_gradient_bytes",
     "activation_copies",
-    "gathered_inputs",
-    "embedding_copies",
+    "held_tensors",
     "logits_copies",
     "fragmentation",
     "context_bytes",

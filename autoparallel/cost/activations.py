@@ -76,7 +76,8 @@ def layer_activations(case: Case) -> LayerActivations:
     arriving = T / t * m.K * k.etp * case.constants.expert_imbalance * moe
     f_e = m.f_e / k.etp
     plain = c.activation_copies + (1.0 - traits.fused_kernels)
-    gathered = c.gathered_inputs * (1 - 1 / t) * flag(np.asarray(k.sp) > 0)
+    gate = traits.stores_gate * (m.k - 2)
+    packed = traits.packed_qkv * flag(np.asarray(m.g) == m.a) * kv * (m.d_qk + m.d_v)
     return LayerActivations(
         residual=2 * HALF_BYTES * T * m.h / S,
         norm_outputs=2 * gemm_input * T * m.h / S,
@@ -92,7 +93,8 @@ def layer_activations(case: Case) -> LayerActivations:
         expert_activated=gemm_input * arriving * f_e,
         expert_tokens=arriving * m.h * gemm_input + 8 * T / t * m.E * moe,
         copies=plain * HALF_BYTES * (T * (f + f_s + 2 * m.h / S) + arriving * f_e)
-        + gathered * 2 * HALF_BYTES * T * m.h,
+        + gate * HALF_BYTES * (T * (f + f_s) + arriving * f_e)
+        + packed * HALF_BYTES * T,
     )
 
 

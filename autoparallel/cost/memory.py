@@ -6,7 +6,7 @@ meet on a stage of the pipeline. What accounting cannot derive sits in `MemoryCo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ COMMUNICATOR_BYTES = 0.36e9
 
 Source: ai-dynamo/aiconfigurator `h100_sxm.yaml`.
 """
+HELD_LIMIT = 0.85
+"""Share of the device up to which the allocator keeps what it does not need, instead of asking for
+it back."""
 LOGISTIC_SLOPE = 1.702
 """Slope at which the logistic curve is the normal distribution within 0.01."""
 
@@ -44,6 +47,8 @@ class Memory:
     buffers_bytes: Num
     context_bytes: Num
     fragmentation_bytes: Num
+    held_bytes: Num
+    """Freed, but in use by a communication stream; given back when memory runs short."""
 
     @property
     def allocated_bytes(self) -> Num:
@@ -60,6 +65,11 @@ class Memory:
     @property
     def reserved_bytes(self) -> Num:
         """What the caching allocator holds: torch's `max_memory_reserved`."""
+        return self.needed_bytes + self.held_bytes
+
+    @property
+    def needed_bytes(self) -> Num:
+        """What the caching allocator cannot do without."""
         return self.allocated_bytes + self.fragmentation_bytes
 
     @property
@@ -159,16 +169,13 @@ def _of_stage(case: Case, position: str, shared: _Shared, rank: Num | None = Non
     params = rank_parameters(case, stage.layers, stage.embeddings)
     weights, gradients, optimizer = static_bytes(case, params)
     alive = in_flight(k.pp, k.vpp, k.micro_batches, k.group, k.schedule, place)
-    saved = shared.saved * stage.layers / k.vpp * alive
-    if position == "first":
-        saved = (
-            saved + c.embedding_copies * HALF_BYTES * tokens(case) * case.model.h * alive / k.vpp
-        )
+    per_chunk = shared.saved * stage.layers / k.vpp
+    saved = per_chunk * alive
     logits = shared.logits * stage.head
-    backward = np.maximum(shared.backward - logits, 0.0)
-    buffers = buffers_bytes(case, flag(np.asarray(stage.embeddings) > 0)) + backward
-    moving = saved + logits + buffers
-    return Memory(
+    halves = case.traits.half_gradient_bytes * params.total
+    widest = np.maximum(np.maximum(shared.backward, logits), shared.backward + halves - per_chunk)
+    buffers = buffers_bytes(case, flag(np.asarray(stage.embeddings) > 0)) + widest - logits
+    found = Memory(
         weights_bytes=weights,
         gradients_bytes=gradients,
         optimizer_bytes=optimizer,
@@ -176,8 +183,29 @@ def _of_stage(case: Case, position: str, shared: _Shared, rank: Num | None = Non
         logits_bytes=logits,
         buffers_bytes=buffers,
         context_bytes=c.context_bytes + COMMUNICATOR_BYTES * communicators(case),
-        fragmentation_bytes=c.fragmentation * moving,
+        fragmentation_bytes=c.fragmentation * (saved + logits + buffers),
+        held_bytes=0.0 * saved,
     )
+    return replace(found, held_bytes=_held(case, found, stage.layers, alive))
+
+
+def _held(case: Case, found: Memory, layers: Num, alive: Num) -> Num:
+    """Full-length tensors of sequence-parallel layers that a communication stream still uses.
+
+    The host runs ahead of the GPU by a bounded number of kernels, and what was freed meanwhile
+    cannot be handed out again. Without a buffer for gathered inputs these are two a layer of every
+    micro-batch and of the next; with one, the two outputs a layer before they are scattered, of
+    forward passes that follow each other. The allocator asks for it back when memory runs short.
+    """
+    k = case.knobs
+    anew = np.where(np.asarray(k.micro_batches) > 1, 2.0, 1.0) * alive
+    in_a_row = np.maximum(alive - 2, 0.0)
+    passes = np.where(np.asarray(case.traits.gather_buffers) > 0, in_a_row, anew)
+    count = np.minimum(2 * layers / k.vpp * passes, case.memory.held_tensors)
+    parted = np.where(np.asarray(k.sp) > 0, 1 - 1 / k.tp, 0.0)
+    wanted = count * HALF_BYTES * tokens(case) * case.model.h * parted
+    room = HELD_LIMIT * np.asarray(case.machine.memory_bytes) - found.total_bytes
+    return np.minimum(wanted, np.maximum(room, 0.0))
 
 
 @per_combination
@@ -199,5 +227,5 @@ def fits_probability(memory: Memory, capacity_bytes: Num, constants: MemoryConst
     is approximated by a logistic curve.
     """
     room = np.maximum(np.asarray(capacity_bytes) - memory.context_bytes, 1.0)
-    z = np.log(room / memory.reserved_bytes) / constants.error_sigma
+    z = np.log(room / memory.needed_bytes) / constants.error_sigma
     return 1 / (1 + np.exp(np.clip(-LOGISTIC_SLOPE * z, -60.0, 60.0)))

@@ -42,6 +42,7 @@ def staging_bytes(case: Case) -> Num:
     message = HALF_BYTES * T * m.h / S
     p2p = P2P_COPIES * message * flag(np.asarray(k.pp) > 1)
     gathered = HALF_BYTES * T * m.h * np.where(np.asarray(k.sp) > 0, 1 - 1 / k.tp, 0.0)
+    gathered = case.traits.gather_buffers * gathered
     dispatched = T / k.tp * m.K * m.h * HALF_BYTES * case.constants.expert_imbalance
     experts = (
         MOE_STAGING_COPIES * dispatched * flag(np.asarray(m.L_moe) > 0) * flag(np.asarray(k.ep) > 1)

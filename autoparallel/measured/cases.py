@@ -51,13 +51,18 @@ class Reading:
     @property
     def software(self) -> str:
         """The calibrated family of the framework release that ran."""
-        early = "before-pp-fix" if "after_pp_fix=False" in self.run.notes else ""
-        return self.framework.family(self.run.software_release or early)
+        return software(self.run, self.framework)
 
     @property
     def family(self) -> str:
         """Which calibrated constants it is scored with: framework family and GPU generation."""
         return f"{self.software}-{self.cluster.gpu.generation}"
+
+
+def software(run: MeasuredRun, framework: Framework) -> str:
+    """The calibrated family of the framework release behind a row."""
+    early = "before-pp-fix" if "after_pp_fix=False" in run.notes else ""
+    return framework.family(run.software_release or early)
 
 
 def stack(records: Sequence[Record]) -> Record:
@@ -243,7 +248,9 @@ def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     """Layers of every stage where the framework splits `by_cost`; empty for its even split.
 
     Blocks weigh their parameters (embedding none, head the vocabulary matrix); a stage closes with
-    the block that passes its share. Source: huggingface/nanotron src/nanotron/models/base.py.
+    the block that reaches its share. Source: huggingface/nanotron src/nanotron/models/base.py,
+    where one that ends exactly there does not; measured peaks of such stages are those of one layer
+    fewer.
     """
     if split != "by_cost" or stages == 1:
         return ()
@@ -253,7 +260,7 @@ def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     layers, stage = [0] * stages, 0
     for done in range(1, model.num_layers + 1):
         layers[stage] += 1
-        stage += done * block > total * (stage + 1) / stages and stage + 1 < stages
+        stage += done * block >= total * (stage + 1) / stages and stage + 1 < stages
     return tuple(layers)
 
 
@@ -359,7 +366,7 @@ def _row_machine(reading: Reading) -> Machine:
 
 def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     """The framework's traits with what the row says of its kernels."""
-    traits = framework.traits
+    traits = framework.traits_of(software(run, framework))
     changes: dict[str, float] = {
         "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
     }
