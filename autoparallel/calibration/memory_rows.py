@@ -14,8 +14,9 @@ from autoparallel.calibration.fit import Column
 from autoparallel.constants import NORMAL_90, Constants, MemoryConstants
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory, memory_of_stage
-from autoparallel.measured import cases
+from autoparallel.measured import cases, words
 from autoparallel.measured.cases import Reading
+from autoparallel.measured.rows import MeasuredRun
 from autoparallel.model import embedding_parameters, parameters
 from autoparallel.units import GIB
 
@@ -32,7 +33,7 @@ class MemoryData:
     Attributes:
         peak_bytes: Measured peak, NaN where the run has none.
         kind: `allocated`, `reserved` or `device`: which of the three totals was measured.
-        rank_zero: Whether it was measured on global rank 0, not on the fullest rank.
+        rank: Where it was measured: on the `first` or `last` rank, or the `max` over ranks.
         out_of_memory: Whether the run failed for want of memory.
         teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model,
             or where experts come on top of the guess.
@@ -41,7 +42,7 @@ class MemoryData:
     case: Case
     peak_bytes: Column
     kind: NDArray[np.str_]
-    rank_zero: NDArray[np.bool_]
+    rank: NDArray[np.str_]
     out_of_memory: NDArray[np.bool_]
     vocabulary_stated: NDArray[np.bool_]
     teaches: NDArray[np.bool_]
@@ -60,7 +61,7 @@ class MemoryData:
             case=cases.select(self.case, rows),
             peak_bytes=self.peak_bytes[rows],
             kind=self.kind[rows],
-            rank_zero=self.rank_zero[rows],
+            rank=self.rank[rows],
             out_of_memory=self.out_of_memory[rows],
             vocabulary_stated=self.vocabulary_stated[rows],
             teaches=self.teaches[rows],
@@ -73,18 +74,26 @@ def memory_data(readings: Sequence[Reading]) -> MemoryData:
     runs = [r.run for r in readings]
     case = cases.case(readings, Constants())
     stated = np.array([r.vocabulary_stated for r in readings])
+    known = np.array([words.has_gpt2_vocabulary(x.model, x.notes) for x in runs])
     vocabulary = embedding_parameters(case.model) / parameters(case.model)
     return MemoryData(
         case=case,
         peak_bytes=np.array([(x.peak_memory_gib or np.nan) * GIB for x in runs]),
         kind=np.array([x.memory_kind or "reserved" for x in runs]),
-        rank_zero=np.array([x.memory_rank == "0" for x in runs]),
+        rank=np.array([_rank(x) for x in runs]),
         out_of_memory=np.array([bool(x.out_of_memory) for x in runs]),
         vocabulary_stated=stated,
         teaches=stated
-        | ((vocabulary < GUESSED_VOCABULARY_SHARE) & (np.asarray(case.model.E) == 0)),
+        | (known | (vocabulary < GUESSED_VOCABULARY_SHARE)) & (np.asarray(case.model.E) == 0),
         groups=np.array([x.split_group for x in runs]),
     )
+
+
+def _rank(run: MeasuredRun) -> str:
+    """The rank a peak was read on; in Megatron-LM's functional tests not the one they state."""
+    if run.memory_rank == "0" and words.is_functional_test(run.notes):
+        return words.rank_of_functional_test(run.model)
+    return "first" if run.memory_rank == "0" else "max"
 
 
 def with_noted_reserved(readings: Sequence[Reading]) -> list[Reading]:
@@ -112,14 +121,19 @@ def memory_family(reading: Reading) -> str:
 def predicted(data: MemoryData, constants: MemoryConstants) -> tuple[Column, Memory]:
     """Bytes of the kind and rank that each row measured, and the fullest rank's memory."""
     case = replace(data.case, memory=constants)
-    fullest, first = memory(case), memory_of_stage(case, "first")
+    fullest = memory(case)
+    first, last = memory_of_stage(case, "first"), memory_of_stage(case, "last")
+
+    def where_read(name: str) -> Column:
+        at = [data.rank == "first", (data.rank == "last") & (np.asarray(case.knobs.pp) > 1)]
+        own = [getattr(first, name), getattr(last, name)]
+        alone = np.where(data.rank == "last", own[0], getattr(fullest, name))
+        return np.asarray(np.select(at, own, alone))
+
     bytes_ = np.select(
         [data.kind == "allocated", data.kind == "device"],
-        [
-            np.where(data.rank_zero, first.allocated_bytes, fullest.allocated_bytes),
-            np.where(data.rank_zero, first.total_bytes, fullest.total_bytes),
-        ],
-        np.where(data.rank_zero, first.reserved_bytes, fullest.reserved_bytes),
+        [where_read("allocated_bytes"), where_read("total_bytes")],
+        where_read("reserved_bytes"),
     )
     return bytes_, fullest
 

@@ -213,7 +213,10 @@ def catalog_twin(
 
 def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
     """The row's layout, framework defaults where it is silent."""
-    vpp = run.virtual_pipeline_model_parallel_size or 1
+    named = words.chunks_of_functional_test(
+        run.model, run.notes, run.num_layers // max(run.pipeline_model_parallel_size, 1)
+    )
+    vpp = max(run.virtual_pipeline_model_parallel_size or 1, named)
     tp = run.tensor_model_parallel_size
     sp = framework.defaults.get("sequence_parallel", False)
     if run.sequence_parallel is not None:
@@ -275,7 +278,8 @@ def _recompute(run: MeasuredRun) -> tuple[str, str, int, tuple[str, ...]]:
     way = words.meant(run.recompute or "none", ways, words.RECOMPUTATIONS)
     per_stage = run.num_layers // max(run.pipeline_model_parallel_size, 1)
     if run.recompute_num_layers is not None and way in ("full", "per-op"):
-        return "full", "block", min(run.recompute_num_layers, per_stage), ()
+        method = "uniform" if "uniform" in run.model else "block"
+        return "full", method, min(run.recompute_num_layers, per_stage), ()
     if way == "full":
         return "full", "uniform", 1, ()
     if way == "none":
@@ -370,6 +374,9 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     changes: dict[str, float] = {
         "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
     }
+    scores = words.keeps_scores(run.model, run.notes, run.kernels)
+    if scores and (run.context_parallel_size or 1) == 1:
+        changes["stores_scores"] = 1.0
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):
