@@ -33,6 +33,11 @@ class Traits:
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
+        half_logits_copies: The same in half precision.
+        residual_copies: Half-precision tensors of the residual stream that a layer keeps besides
+            the inputs of its norms.
+        step_gradient_bytes: What an optimizer copies of the gradients for its step, per parameter,
+            and the allocator keeps.
         fp8_weight_bytes: Bytes of a parameter's fp8 copies beside its half-precision weight, under
             delayed or tensorwise scaling with a sharded optimizer; 0 where they replace it.
         dropout: 1 where models with biases are trained with dropout, whose masks are kept.
@@ -56,6 +61,9 @@ class Traits:
     fused_kernels: Num = 1.0
     per_op_recompute: Num = 0.0
     fp32_logits_copies: Num = 2.0
+    half_logits_copies: Num = 1.0
+    residual_copies: Num = 0.0
+    step_gradient_bytes: Num = 0.0
     logits_sharded: Num = 1.0
     fp8_weight_bytes: Num = 2.0
     dropout: Num = 1.0

@@ -31,6 +31,8 @@ RAN_WEIGHT = 0.1
 leaves unsaid (recomputation above all) may be why it ran."""
 SIGMA_FLOOR = 0.05
 """Least deviation of predicted from needed memory that a fit may claim."""
+MIN_PEAKS, MIN_LABELS = 8, 20
+"""Peaks, or runs that failed, from which on they tell the deviation."""
 
 LOG_FLOOR = 0.1
 """Constants move as log(value + this share of their upper bound), so that they can leave zero."""
@@ -44,7 +46,7 @@ RARE_PEAKS = 100
 FITTED = (
     "workspace_bytes",
     "extra_gradient_bytes",
-    "activation_copies",
+    "residual_copies",
     "held_tensors",
     "logits_copies",
     "fragmentation",
@@ -111,16 +113,31 @@ def _residuals(data: MemoryData, constants: MemoryConstants) -> Column:
 
 
 def _deviation(data: MemoryData, constants: MemoryConstants) -> float:
-    """Standard deviation of the log error, from its median magnitude; the prior's without peaks."""
+    """Standard deviation of the log error, from its median and its tail.
+
+    Without peaks it is what makes the labels likeliest, and without labels the prior's.
+    """
+    low, high = memory_bounds("error_sigma")
+    low = max(low, SIGMA_FLOOR)
     error = log_error(data, constants)
     error = error[np.isfinite(error) & data.teaches]
-    if len(error) < 8:
+    if len(error) >= MIN_PEAKS:
+        size = np.abs(error)
+        spread = max(1.48 * float(np.median(size)), float(np.quantile(size, 0.9)) / 1.64)
+        return float(np.clip(spread, low, high))
+    if data.out_of_memory.sum() < MIN_LABELS:
         return float(constants.error_sigma)
-    low, high = memory_bounds("error_sigma")
-    spread = max(
-        1.48 * float(np.median(np.abs(error))), float(np.quantile(np.abs(error), 0.9)) / 1.64
-    )
-    return float(np.clip(spread, max(low, SIGMA_FLOOR), high))
+    grid = np.geomspace(low, high, 40)
+    return float(grid[np.argmin([_surprise(data, constants, sigma) for sigma in grid])])
+
+
+def _surprise(data: MemoryData, constants: MemoryConstants, sigma: float) -> float:
+    """Logarithmic score of the labels when memory is known within `sigma`."""
+    at = replace(constants, error_sigma=sigma)
+    fullest = predicted(data, at)[1]
+    fits = np.asarray(fits_probability(fullest, data.case.machine.memory_bytes, at))
+    right = np.where(data.out_of_memory, 1 - fits, fits)
+    return float(-np.log(np.clip(right, 1e-9, 1.0)).sum())
 
 
 def fit_families(

@@ -21,6 +21,10 @@ from autoparallel.cost.unique import per_combination
 from autoparallel.units import Num
 
 
+SCORE_GRADIENTS = 0.8
+"""Gradients of the softmax and of its input over what is kept of them: 4 of 5 bytes a score."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerActivations:
     """Bytes that autograd keeps of one layer for one micro-batch on one rank, by tensor."""
@@ -75,7 +79,9 @@ def layer_activations(case: Case) -> LayerActivations:
     f, f_s = m.f / t * (1 - moe), m.f_s / t * moe
     arriving = T / t * m.K * k.etp * case.constants.expert_imbalance * moe
     f_e = m.f_e / k.etp
-    plain = c.activation_copies + (1.0 - traits.fused_kernels)
+    plain = 1.0 - traits.fused_kernels
+    norms = 2 + 4 * flag(np.asarray(m.norm) < 2)
+    residual = c.residual_copies + traits.residual_copies + plain * norms
     gate = traits.stores_gate * (m.k - 2)
     packed = traits.packed_qkv * flag(np.asarray(m.g) == m.a) * kv * (m.d_qk + m.d_v)
     return LayerActivations(
@@ -92,7 +98,7 @@ def layer_activations(case: Case) -> LayerActivations:
         expert_inner=HALF_BYTES * arriving * (m.k - 1) * f_e,
         expert_activated=gemm_input * arriving * f_e,
         expert_tokens=arriving * m.h * gemm_input + 8 * T / t * m.E * moe,
-        copies=plain * HALF_BYTES * (T * (f + f_s + 2 * m.h / S) + arriving * f_e)
+        copies=HALF_BYTES * (plain * (T * (f + f_s) + arriving * f_e) + residual * T * m.h / S)
         + gate * HALF_BYTES * (T * (f + f_s) + arriving * f_e)
         + packed * HALF_BYTES * T,
     )
@@ -151,6 +157,7 @@ def layer_backward_bytes(case: Case) -> Num:
     k, x = case.knobs, layer_activations(case)
     inner = x.mlp_inner + x.shared_inner + x.expert_inner
     gradients = inner + x.mlp_activated + x.expert_activated + x.residual
+    gradients = gradients + SCORE_GRADIENTS * x.scores
     n = np.where(np.asarray(k.method) == 0, np.maximum(k.recompute_layers, 1.0), 1.0)
     per_op = case.traits.per_op_recompute * flag(np.asarray(k.granularity) == 1)
     again = np.where(np.asarray(k.granularity) == 2, n * x.total, 0.0)

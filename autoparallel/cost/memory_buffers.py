@@ -13,6 +13,8 @@ from autoparallel.units import Num
 
 MOE_STAGING_COPIES = 2.0
 """Send and receive buffers of one expert all-to-all."""
+GATHERED_LOGITS = 2.0
+"""Half-precision copies of logits that are joined over tensor-parallel ranks: parts and whole."""
 P2P_COPIES = 4.0
 """Send and receive buffers of a pipeline stage, in each direction."""
 
@@ -23,8 +25,11 @@ def logits_bytes(case: Case) -> Num:
     Multi-token prediction has one more of them a layer.
     """
     m, k, traits = case.model, case.knobs, case.traits
-    T, split = tokens(case), np.where(np.asarray(traits.logits_sharded) > 0, k.tp, 1.0)
-    each = HALF_BYTES + 4.0 * traits.fp32_logits_copies * case.memory.logits_copies
+    T, sharded = tokens(case), np.asarray(traits.logits_sharded) > 0
+    split = np.where(sharded, k.tp, 1.0)
+    joined = GATHERED_LOGITS * flag(np.asarray(k.tp) > 1) * np.where(sharded, 0.0, 1.0)
+    half = HALF_BYTES * (traits.half_logits_copies + joined)
+    each = half + 4.0 * traits.fp32_logits_copies * case.memory.logits_copies
     head_input = 2 * HALF_BYTES * T * m.h / sequence_shards(case)
     return (1 + m.mtp) * (T * padded_vocabulary(case) / split * each + head_input)
 

@@ -43,7 +43,8 @@ def static_bytes(case: Case, params: RankParameters) -> tuple[Num, Num, Num]:
     fp8_copies = np.where(gathered, traits.fp8_weight_bytes, 2.0) * is_fp8(case) * flag(zero < 3)
     weights = HALF_BYTES * np.where(zero >= 3, owned, full) + fp8_copies * full
     copies = traits.bucket_copy_bytes * flag(np.maximum(dense, expert) > 1)
-    gradient = k.grad_bytes + c.extra_gradient_bytes + copies
+    step = traits.step_gradient_bytes + c.extra_gradient_bytes
+    gradient = k.grad_bytes + step + copies
     gradients = gradient * np.where(zero >= 2, owned, full)
     states = (traits.master_bytes + traits.moment_bytes) * (1 - k.offload)
     return weights, gradients, states * np.where(zero >= 1, owned, full)
