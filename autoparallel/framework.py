@@ -28,6 +28,7 @@ class Traits:
         flash_attention: 1 fused attention that never stores scores, 0 unfused.
         stores_scores: 1 where attention keeps its scores for the backward pass though it is fused.
         master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
+        remainders: 1 where bf16 weights have 16-bit remainders in the optimizer, not fp32 masters.
         unsharded_units: Full layers alive at once under ZeRO-3.
         fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch.
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
@@ -57,10 +58,11 @@ class Traits:
     stores_scores: Num = 0.0
     master_bytes: Num = 4.0
     moment_bytes: Num = 8.0
+    remainders: Num = 0.0
     unsharded_units: Num = 2.0
     fused_kernels: Num = 1.0
     per_op_recompute: Num = 0.0
-    fp32_logits_copies: Num = 2.0
+    fp32_logits_copies: Num = 1.0
     half_logits_copies: Num = 1.0
     residual_copies: Num = 0.0
     step_gradient_bytes: Num = 0.0

@@ -8,7 +8,7 @@ model gave it (logarithmic score), so labels teach without a measured number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from autoparallel.calibration.fit import Column, soften
 from autoparallel.calibration.memory_rows import MemoryData, log_error, predicted
 from autoparallel.constants import MemoryConstants, memory_bounds
 from autoparallel.cost.memory import fits_probability
+from autoparallel.profiles import BORROWED_SPREAD, RELATIVES
 
 RESIDUAL_SCALE = 0.04
 """Log error at which the loss turns from quadratic to linear: one release to the next."""
@@ -40,6 +41,10 @@ PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
 """How much tighter than the rest a constant is held that most rows do not show."""
 
 DIFFERENCE_STEP = np.array(1e-3)
+UNKNOWN = ""
+"""The entry of families that neither have runs nor a relative with runs."""
+OWN = ("extra_gradient_bytes", "residual_copies", "held_tensors")
+"""Constants of one code base alone."""
 RARE = ("held_tensors",)
 RARE_PEAKS = 100
 """Copies that few code bases keep are fitted only by a family with at least this many peaks."""
@@ -105,7 +110,7 @@ def _residuals(data: MemoryData, constants: MemoryConstants) -> Column:
     fits = fits_probability(fullest, data.case.machine.memory_bytes, constants)
     right = np.where(data.out_of_memory, 1 - np.asarray(fits), fits)
     told = np.isin(data.groups, data.groups[data.out_of_memory])
-    ran = np.where(told, 1.0, RAN_WEIGHT)
+    ran = np.where(told, 1.0, RAN_WEIGHT) * data.recompute_stated
     cost = LABEL_WEIGHT * np.where(data.out_of_memory, OUT_OF_MEMORY_WEIGHT, ran)
     score = np.sqrt(-2 * cost * np.log(np.clip(right, 1e-9, 1 - 1e-12)))
     labelled = ~measured | data.out_of_memory
@@ -143,14 +148,42 @@ def _surprise(data: MemoryData, constants: MemoryConstants, sigma: float) -> flo
 def fit_families(
     data: MemoryData, families: NDArray[np.str_], prior: MemoryConstants, prior_width: float = 0.7
 ) -> dict[str, MemoryConstants]:
-    """One fit a family, each pulled to `prior`.
+    """One fit a family, each pulled to `prior`, or to its nearest relative's where it has few runs.
 
-    The entry "" is for frameworks without rows: `prior` itself, as uncertain as it is on all rows.
-    Copies that one code base keeps say nothing of another, so families do not pull each other.
+    The entry "" is for frameworks without runs or relatives: `prior` itself, as uncertain as it is
+    on all rows.
     """
     unknown = replace(prior, error_sigma=_deviation(data, prior))
-    found = {
-        str(f): fit_memory(data.take(families == f), prior, prior_width)
-        for f in np.unique(families)
-    }
-    return {"": unknown, **found}
+    parts = {str(f): data.take(families == f) for f in np.unique(families)}
+    told = {f for f, part in parts.items() if _tells(part)}
+    found = {UNKNOWN: unknown}
+    found |= {f: fit_memory(parts[f], prior, prior_width) for f in parts if f in told}
+    for family in parts.keys() - told:
+        base = lent(family, {name: found[name] for name in (UNKNOWN, *sorted(told))})
+        own = fit_memory(parts[family], base, prior_width)
+        found[family] = replace(own, error_sigma=base.error_sigma)
+    return found
+
+
+def _tells(data: MemoryData) -> bool:
+    """Whether runs tell a family's constants: enough peaks, or enough that did not fit."""
+    peaks = np.isfinite(data.peak_bytes) & data.teaches
+    return bool(peaks.sum() >= MIN_PEAKS or data.out_of_memory.sum() >= MIN_LABELS)
+
+
+def lender(family: str, known: Collection[str]) -> str:
+    """Whose memory constants `family` takes: its own, its nearest relative's, or `UNKNOWN`'s."""
+    return next((f for f in (family, *RELATIVES.get(family, ())) if f in known), UNKNOWN)
+
+
+def lent(family: str, fitted: Mapping[str, MemoryConstants]) -> MemoryConstants:
+    """The constants `family` takes of those fitted, wider where they are a relative's.
+
+    What one code base keeps besides, and holds for communication, says nothing of another.
+    """
+    name = lender(family, fitted)
+    found = fitted[name]
+    if name in (family, UNKNOWN):
+        return found
+    wider = min(BORROWED_SPREAD * float(found.error_sigma), memory_bounds("error_sigma")[1])
+    return replace(found, error_sigma=wider, **dict.fromkeys(OWN, 0.0))

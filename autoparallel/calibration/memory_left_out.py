@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.calibration.memory import fit_families
+from autoparallel.calibration.memory import fit_families, lent
 from autoparallel.calibration.memory_rows import Forecast, MemoryData, forecast
 from autoparallel.constants import MemoryConstants
 from autoparallel.profiles import RELATIVES
-
-UNKNOWN = ""
-"""The entry of a family that neither has runs nor a relative with runs."""
-
-
-def lender(family: str, known: Collection[str]) -> str:
-    """Whose memory constants `family` takes: its own, its nearest relative's, or `UNKNOWN`'s."""
-    return next((f for f in (family, *RELATIVES.get(family, ())) if f in known), UNKNOWN)
 
 
 def left_out(
@@ -39,7 +31,7 @@ def left_out(
         others = _fits(data, families, ~held, mine)
         for family in mine:
             rows = held & (families == family)
-            part = forecast(data.take(rows), others[lender(str(family), others)])
+            part = forecast(data.take(rows), lent(str(family), others))
             for name, column in found.items():
                 column[rows] = getattr(part, name)
     return Forecast(**found)
@@ -48,8 +40,8 @@ def left_out(
 def _fits(
     data: MemoryData, families: NDArray[np.str_], among: NDArray[np.bool_], mine: NDArray[np.str_]
 ) -> Mapping[str, MemoryConstants]:
-    """Fits of the families that `mine` are predicted with."""
+    """Fits of the families that `mine` and their relatives are."""
     known = set(families[among].tolist())
-    wanted = [lender(str(f), known) for f in mine]
-    use = among & np.isin(families, wanted)
+    wanted = {r for f in mine for r in (str(f), *RELATIVES.get(str(f), ())) if r in known}
+    use = among & np.isin(families, sorted(wanted))
     return fit_families(data.take(use), families[use], MemoryConstants())

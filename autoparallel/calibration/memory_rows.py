@@ -35,6 +35,7 @@ class MemoryData:
         kind: `allocated`, `reserved` or `device`: which of the three totals was measured.
         rank: Where it was measured: on the `first` or `last` rank, or the `max` over ranks.
         out_of_memory: Whether the run failed for want of memory.
+        recompute_stated: Whether the row says what it recomputes.
         teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model,
             or where experts come on top of the guess.
     """
@@ -45,6 +46,7 @@ class MemoryData:
     rank: NDArray[np.str_]
     out_of_memory: NDArray[np.bool_]
     vocabulary_stated: NDArray[np.bool_]
+    recompute_stated: NDArray[np.bool_]
     teaches: NDArray[np.bool_]
     groups: NDArray[np.str_]
 
@@ -64,6 +66,7 @@ class MemoryData:
             rank=self.rank[rows],
             out_of_memory=self.out_of_memory[rows],
             vocabulary_stated=self.vocabulary_stated[rows],
+            recompute_stated=self.recompute_stated[rows],
             teaches=self.teaches[rows],
             groups=self.groups[rows],
         )
@@ -83,6 +86,7 @@ def memory_data(readings: Sequence[Reading]) -> MemoryData:
         rank=np.array([_rank(x) for x in runs]),
         out_of_memory=np.array([bool(x.out_of_memory) for x in runs]),
         vocabulary_stated=stated,
+        recompute_stated=np.array([bool(x.recompute) for x in runs]),
         teaches=stated
         | (known | (vocabulary < GUESSED_VOCABULARY_SHARE)) & (np.asarray(case.model.E) == 0),
         groups=np.array([x.split_group for x in runs]),
@@ -162,5 +166,26 @@ def forecast(data: MemoryData, constants: MemoryConstants) -> Forecast:
         bytes=bytes_,
         low=(bytes_ - outside) / factor + outside,
         high=(bytes_ - outside) * factor + outside,
-        fits=np.asarray(fits_probability(fullest, data.case.machine.memory_bytes, constants)),
+        fits=_fits(data, fullest, constants),
     )
+
+
+def _fits(data: MemoryData, fullest: Memory, constants: MemoryConstants) -> Column:
+    """P(fits) of every row on its own GPU.
+
+    What a row does not say of recomputation was chosen by whoever ran it, so that it fits: there it
+    is what it is with every layer recomputed.
+    """
+    capacity = data.case.machine.memory_bytes
+    fits = np.asarray(fits_probability(fullest, capacity, constants))
+    if data.recompute_stated.all():
+        return fits
+    case = replace(data.case, memory=constants)
+    every = replace(
+        case.knobs,
+        granularity=np.full(len(fits), 2.0),
+        method=np.zeros(len(fits)),
+        recompute_layers=np.ones(len(fits)),
+    )
+    least = np.asarray(fits_probability(memory(replace(case, knobs=every)), capacity, constants))
+    return np.where(data.recompute_stated, fits, np.maximum(fits, least))

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from autoparallel.calibration.fit import Fit
 from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out
-from autoparallel.calibration.memory import FITTED, fit_families
-from autoparallel.calibration.memory_left_out import lender
+from autoparallel.calibration.memory import FITTED, fit_families, lent
 from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
 from autoparallel.calibration.training import (
@@ -144,9 +143,6 @@ def with_memory(
     names = np.array([memory_family(r) for r in rows])
     fitted = fit_families(memory_data(rows), names, MemoryConstants())
     return (
-        {
-            name: replace(c, memory=fitted[lender(framework_part(name), fitted)])
-            for name, c in found.items()
-        },
+        {n: replace(c, memory=lent(framework_part(n), fitted)) for n, c in found.items()},
         frozenset(name for name in found if framework_part(name) in fitted),
     )

@@ -20,7 +20,6 @@ from autoparallel.cost.partition import chunks, layer_parameters
 from autoparallel.cost.unique import per_combination
 from autoparallel.units import Num
 
-
 SCORE_GRADIENTS = 0.8
 """Gradients of the softmax and of its input over what is kept of them: 4 of 5 bytes a score."""
 

@@ -46,5 +46,7 @@ def static_bytes(case: Case, params: RankParameters) -> tuple[Num, Num, Num]:
     step = traits.step_gradient_bytes + c.extra_gradient_bytes
     gradient = k.grad_bytes + step + copies
     gradients = gradient * np.where(zero >= 2, owned, full)
-    states = (traits.master_bytes + traits.moment_bytes) * (1 - k.offload)
+    in_bf16 = flag(np.asarray(k.precision) == PRECISIONS.index("bf16"))
+    master = traits.master_bytes - HALF_BYTES * traits.remainders * in_bf16
+    states = (master + traits.moment_bytes) * (1 - k.offload)
     return weights, gradients, states * np.where(zero >= 1, owned, full)

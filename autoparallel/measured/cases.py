@@ -377,6 +377,8 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     scores = words.keeps_scores(run.model, run.notes, run.kernels)
     if scores and (run.context_parallel_size or 1) == 1:
         changes["stores_scores"] = 1.0
+    if framework.constants == "fsdp" and run.compiled and words.compiles_loss(run.source):
+        changes |= {"fp32_logits_copies": 0.0, "half_logits_copies": 2.0}
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):

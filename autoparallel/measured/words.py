@@ -134,3 +134,13 @@ def chunks_of_functional_test(model: str, notes: str, layers_per_stage: int) -> 
     """Virtual stages of a functional test, whose name says `vp` and the layers of each; else 1."""
     named = re.search(r"_vp(\d{1,2})(?:_|$)", model) if is_functional_test(notes) else None
     return max(layers_per_stage // max(int(named[1]), 1), 1) if named else 1
+
+
+def compiles_loss(source: str) -> bool:
+    """Whether torchtitan's compiled runs of a source compile the loss too: those since 2025.
+
+    Source: pytorch/torchtitan `components/loss.py`, of January 2025.
+    """
+    dated = re.search(r"(?:^|\D)(20\d\d)-?\d\d(?:\D|$)|arXiv:(\d\d)\d\d\.", source)
+    year = int(dated[1] or f"20{dated[2]}") if dated else 2025
+    return year >= 2025
