@@ -19,7 +19,7 @@ from autoparallel.calibration.fit import Column, soften
 from autoparallel.calibration.memory_rows import MemoryData, log_error, predicted
 from autoparallel.constants import MemoryConstants, memory_bounds
 from autoparallel.cost.memory import fits_probability
-from autoparallel.profiles import BORROWED_SPREAD, RELATIVES
+from autoparallel.profiles import RELATIVES, lent_memory
 
 RESIDUAL_SCALE = 0.04
 """Log error at which the loss turns from quadratic to linear: one release to the next."""
@@ -43,8 +43,6 @@ PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
 DIFFERENCE_STEP = np.array(1e-3)
 UNKNOWN = ""
 """The entry of families that neither have runs nor a relative with runs."""
-OWN = ("extra_gradient_bytes", "residual_copies", "held_tensors")
-"""Constants of one code base alone."""
 RARE = ("held_tensors",)
 RARE_PEAKS = 100
 """Copies that few code bases keep are fitted only by a family with at least this many peaks."""
@@ -177,13 +175,6 @@ def lender(family: str, known: Collection[str]) -> str:
 
 
 def lent(family: str, fitted: Mapping[str, MemoryConstants]) -> MemoryConstants:
-    """The constants `family` takes of those fitted, wider where they are a relative's.
-
-    What one code base keeps besides, and holds for communication, says nothing of another.
-    """
+    """The constants `family` takes of those fitted, less certain where they are a relative's."""
     name = lender(family, fitted)
-    found = fitted[name]
-    if name in (family, UNKNOWN):
-        return found
-    wider = min(BORROWED_SPREAD * float(found.error_sigma), memory_bounds("error_sigma")[1])
-    return replace(found, error_sigma=wider, **dict.fromkeys(OWN, 0.0))
+    return fitted[name] if name in (family, UNKNOWN) else lent_memory(fitted[name])
