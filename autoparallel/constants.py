@@ -109,7 +109,7 @@ class MemoryConstants:
         0.08, 0.02, 0.6, "memory reserved but not used, over activations, logits and buffers"
     )
     workspace_bytes: Num = constant(
-        0.15e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
+        0.08e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
     )
     extra_gradient_bytes: Num = constant(
         0.0, 0.0, 4.0, "half-precision gradients kept beside the accumulated ones, per parameter"

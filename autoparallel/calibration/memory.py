@@ -37,7 +37,7 @@ MIN_PEAKS, MIN_LABELS = 8, 20
 
 LOG_FLOOR = 0.1
 """Constants move as log(value + this share of their upper bound), so that they can leave zero."""
-PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
+PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3, "workspace_bytes": 0.5}
 """How much tighter than the rest a constant is held that most rows do not show."""
 
 DIFFERENCE_STEP = np.array(1e-3)

@@ -22,6 +22,9 @@ from autoparallel.units import GIB
 
 GUESSED_VOCABULARY_SHARE = 0.1
 """Share of the parameters in a guessed vocabulary from which on a row teaches nothing."""
+VOCABULARY_SIGMA = 0.4
+"""Standard deviation of the log of an unstated vocabulary: most have 32,000 to 152,000 tokens."""
+VOCABULARY_STEP = 1.25
 GROUP_WEIGHT_CAP = 25.0
 """Rows after which a split group gains no further weight."""
 
@@ -161,13 +164,24 @@ def forecast(data: MemoryData, constants: MemoryConstants) -> Forecast:
     """Everything said of every row. The context outside the allocator is taken as known."""
     bytes_, fullest = predicted(data, constants)
     outside = np.where(data.kind == "device", fullest.context_bytes, 0.0)
-    factor = np.exp(NORMAL_90 * constants.error_sigma)
+    guessed = VOCABULARY_SIGMA * _vocabulary_share(data, bytes_, constants)
+    factor = np.exp(NORMAL_90 * np.hypot(constants.error_sigma, guessed))
     return Forecast(
         bytes=bytes_,
         low=(bytes_ - outside) / factor + outside,
         high=(bytes_ - outside) * factor + outside,
         fits=_fits(data, fullest, constants),
     )
+
+
+def _vocabulary_share(data: MemoryData, bytes_: Column, constants: MemoryConstants) -> Column:
+    """By how many percent memory grows with a percent more vocabulary, where that is guessed."""
+    if data.vocabulary_stated.all():
+        return np.zeros(len(bytes_))
+    more = replace(data.case.model, V=np.asarray(data.case.model.V) * VOCABULARY_STEP)
+    grown = predicted(replace(data, case=replace(data.case, model=more)), constants)[0]
+    share = np.log(grown / bytes_) / np.log(VOCABULARY_STEP)
+    return np.where(data.vocabulary_stated, 0.0, share)
 
 
 def _fits(data: MemoryData, fullest: Memory, constants: MemoryConstants) -> Column:
