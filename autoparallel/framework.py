@@ -119,7 +119,8 @@ class Framework:
 
     def traits_of(self, family: str) -> Traits:
         """The traits of one of its calibrated families."""
-        return replace(self.traits, **self.era_traits.get(family, {}))
+        changed = self.era_traits.get(family)
+        return replace(self.traits, **changed) if changed else self.traits
 
 
 @cache

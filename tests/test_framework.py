@@ -121,3 +121,21 @@ def test_a_file_that_does_not_parse_says_where(tmp_path: Path, text: str, messag
         framework("mine", written(tmp_path, text))
     assert message in str(caught.value)
     assert "mine" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traits_of_eras_are_of_its_own_families(name: str) -> None:
+    record = framework(name)
+    assert record.era_traits.keys() <= set(record.eras.values())
+    for family, changed in record.era_traits.items():
+        assert record.traits_of(family) != record.traits
+        assert all(getattr(record.traits_of(family), k) == v for k, v in changed.items())
+    assert record.traits_of(record.constants) == record.traits
+
+
+def test_an_unknown_trait_of_an_era_is_named(tmp_path: Path) -> None:
+    text = (
+        "constants: nemo\neras: {old: nemo-early}\nera_traits: {nemo-early: {gather_buffer: 1}}\n"
+    )
+    with pytest.raises(CatalogError, match=r"nemo-early.*gather_buffers"):
+        framework("mine", written(tmp_path, text))
