@@ -49,6 +49,7 @@ class Traits:
             accumulates.
         bucket_copy_bytes: Gradients copied into buckets that stay (torch's DistributedDataParallel
             without views), per parameter, where there are replicas to reduce with.
+        shard_buffer_bytes: Buckets in which a sharded optimizer reduces gradients.
         stores_gate: 1 where a gated MLP keeps the activated gate beside its input.
         packed_qkv: 1 where attention's inputs share their storage with an unused k and v.
         gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
@@ -72,6 +73,7 @@ class Traits:
     bucket_bytes: Num = 160e6
     half_gradient_bytes: Num = 0.0
     bucket_copy_bytes: Num = 0.0
+    shard_buffer_bytes: Num = 0.0
     stores_gate: Num = 0.0
     packed_qkv: Num = 0.0
     gather_buffers: Num = 1.0

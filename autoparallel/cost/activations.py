@@ -21,7 +21,8 @@ from autoparallel.cost.unique import per_combination
 from autoparallel.units import Num
 
 SCORE_GRADIENTS = 0.8
-"""Gradients of the softmax and of its input over what is kept of them: 4 of 5 bytes a score."""
+"""Gradients of softmax and its input over what is kept of them, 4 of 5 bytes a score; a fused kernel
+writes them in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,7 +157,7 @@ def layer_backward_bytes(case: Case) -> Num:
     k, x = case.knobs, layer_activations(case)
     inner = x.mlp_inner + x.shared_inner + x.expert_inner
     gradients = inner + x.mlp_activated + x.expert_activated + x.residual
-    gradients = gradients + SCORE_GRADIENTS * x.scores
+    gradients = gradients + SCORE_GRADIENTS * (1 - case.traits.fused_kernels) * x.scores
     n = np.where(np.asarray(k.method) == 0, np.maximum(k.recompute_layers, 1.0), 1.0)
     per_op = case.traits.per_op_recompute * flag(np.asarray(k.granularity) == 1)
     again = np.where(np.asarray(k.granularity) == 2, n * x.total, 0.0)

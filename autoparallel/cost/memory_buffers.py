@@ -54,7 +54,8 @@ def staging_bytes(case: Case) -> Num:
     )
     graphs = 2 * message * rank_layers(case)
     graphs = graphs * flag(np.asarray(k.graph) > GRAPH_SCOPES.index("none"))
-    return c.workspace_bytes + p2p + gathered + experts + graphs
+    buckets = case.traits.shard_buffer_bytes * flag(np.asarray(k.zero) >= 1)
+    return c.workspace_bytes + buckets + p2p + gathered + experts + graphs
 
 
 def unsharded_bytes(case: Case, holds_vocabulary: Num) -> Num:
