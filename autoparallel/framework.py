@@ -52,6 +52,8 @@ class Traits:
         shard_buffer_bytes: Buckets in which a sharded optimizer reduces gradients.
         stores_gate: 1 where a gated MLP keeps the activated gate beside its input.
         packed_qkv: 1 where attention's inputs share their storage with an unused k and v.
+        keeps_gathered: 1 where sequence-parallel layers keep their gathered inputs for the backward
+            pass instead of gathering them again.
         gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
     """
 
@@ -76,6 +78,7 @@ class Traits:
     shard_buffer_bytes: Num = 0.0
     stores_gate: Num = 0.0
     packed_qkv: Num = 0.0
+    keeps_gathered: Num = 0.0
     gather_buffers: Num = 1.0
 
 

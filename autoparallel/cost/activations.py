@@ -21,8 +21,13 @@ from autoparallel.cost.unique import per_combination
 from autoparallel.units import Num
 
 SCORE_GRADIENTS = 0.8
-"""Gradients of softmax and its input over what is kept of them, 4 of 5 bytes a score; a fused kernel
-writes them in place."""
+"""Gradients of softmax and its input over what is kept of them: 4 of 5 bytes a score. Fused kernels
+write in place."""
+
+
+FUSED_SCORE_TEMPORARIES, PLAIN_SCORE_TEMPORARIES = 4.0, 8.0
+"""Bytes a score that the forward of unfused attention allocates and frees: product and softmax, in
+half precision with a fused softmax; plain torch has the softmax in fp32 and casts it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,6 +88,7 @@ def layer_activations(case: Case) -> LayerActivations:
     norms = 2 + 4 * flag(np.asarray(m.norm) < 2)
     residual = c.residual_copies + traits.residual_copies + plain * norms
     gate = traits.stores_gate * (m.k - 2)
+    gathered = traits.keeps_gathered * flag(np.asarray(k.sp) > 0) * (1 - 1 / t)
     packed = traits.packed_qkv * flag(np.asarray(m.g) == m.a) * kv * (m.d_qk + m.d_v)
     return LayerActivations(
         residual=2 * HALF_BYTES * T * m.h / S,
@@ -99,9 +105,18 @@ def layer_activations(case: Case) -> LayerActivations:
         expert_activated=gemm_input * arriving * f_e,
         expert_tokens=arriving * m.h * gemm_input + 8 * T / t * m.E * moe,
         copies=HALF_BYTES * (plain * (T * (f + f_s) + arriving * f_e) + residual * T * m.h / S)
+        + gathered * 2 * HALF_BYTES * T * m.h
         + gate * HALF_BYTES * (T * (f + f_s) + arriving * f_e)
         + packed * HALF_BYTES * T,
     )
+
+
+@per_combination
+def cached_score_bytes(case: Case) -> Num:
+    """Blocks that unfused attention leaves in the allocator's cache, of no use for logits."""
+    m, k, fused = case.model, case.knobs, case.traits.fused_kernels
+    each = FUSED_SCORE_TEMPORARIES * fused + PLAIN_SCORE_TEMPORARIES * (1 - fused)
+    return (1 - case.traits.flash_attention) * each * tokens(case) * m.a / k.tp * m.s
 
 
 def saved_layer_bytes(case: Case) -> Num:

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 
 from autoparallel.constants import MemoryConstants
-from autoparallel.cost.activations import layer_backward_bytes, saved_layer_bytes
+from autoparallel.cost.activations import (
+    cached_score_bytes,
+    layer_backward_bytes,
+    saved_layer_bytes,
+)
 from autoparallel.cost.case import Case, flag
 from autoparallel.cost.compute import HALF_BYTES, tokens
 from autoparallel.cost.memory_buffers import buffers_bytes, logits_bytes
@@ -183,7 +187,8 @@ def _of_stage(case: Case, position: str, shared: _Shared, rank: Num | None = Non
         logits_bytes=logits,
         buffers_bytes=buffers,
         context_bytes=c.context_bytes + COMMUNICATOR_BYTES * communicators(case),
-        fragmentation_bytes=c.fragmentation * (saved + logits + buffers),
+        fragmentation_bytes=c.fragmentation * (saved + logits + buffers)
+        + cached_score_bytes(case) * stage.head,
         held_bytes=0.0 * saved,
     )
     return replace(found, held_bytes=_held(case, found, stage.layers, alive))

@@ -427,6 +427,23 @@ def test_forwards_in_a_row_hold_their_outputs_though_inputs_have_a_buffer() -> N
     assert 0 < held[2] <= held[3]
 
 
+def test_freed_scores_stay_cached_beside_the_logits_alone() -> None:
+    scores = 8192.0**2 * LLAMA_8B.a / 2
+
+    def cached(layout: str, **traits: float) -> float:
+        found = memory_of_stage(case(layout, flash_attention=0.0, **traits), "first")
+        at = replace(MemoryConstants(), fragmentation=0.0)
+        alone = memory_of_stage(
+            replace(case(layout, flash_attention=0.0, **traits), memory=at), "first"
+        )
+        assert np.all(found.fragmentation_bytes >= alone.fragmentation_bytes)
+        return float(np.ravel(alone.fragmentation_bytes)[0])
+
+    assert cached("tp2 pp1 mbs1 zero1") == pytest.approx(4 * scores)
+    assert cached("tp2 pp1 mbs1 zero1", fused_kernels=0.0) == pytest.approx(8 * scores)
+    assert cached("tp2 pp2 mbs1 zero1") == 0
+
+
 def test_layer_of_deepseek_v3_by_tensor() -> None:
     """128 heads of 192 and 128, latents of 1536, 512 and 64, 8 of 256 experts of 2048."""
     dense = replace(LLAMA_8B, s=4096.0, L=61.0, h=7168.0, f=18432.0, V=129280.0)
