@@ -45,7 +45,7 @@ MEASURED = ROOT / "benchmarks" / "measured" / "training.csv"
 SERVED = ROOT / "benchmarks" / "measured" / "inference.csv"
 GOALS = ROOT / "docs" / "accuracy-goals.md"
 MEGATRON = ("megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed")
-FSDP = ("fsdp", "fsdp2", "composer", "yafsdp")
+FSDP = ("fsdp", "fsdp2", "automodel", "composer", "yafsdp")
 
 Mask = NDArray[np.bool_]
 

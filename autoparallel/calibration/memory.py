@@ -25,7 +25,7 @@ RESIDUAL_SCALE = 0.04
 """Log error at which the loss turns from quadratic to linear: one release to the next."""
 LABEL_WEIGHT = 4.0
 """Weight of one label's logarithmic score against one measured peak."""
-OUT_OF_MEMORY_WEIGHT = 2.0
+OUT_OF_MEMORY_WEIGHT = 1.5
 """How much dearer a promise to a run that fails is than turning down one that would run."""
 RAN_WEIGHT = 0.1
 """Weight of a run that is only known to have run: it bounds memory from one side, and what it
