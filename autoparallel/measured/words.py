@@ -105,7 +105,7 @@ def is_functional_test(notes: str) -> bool:
 def rank_of_functional_test(model: str) -> str:
     """The rank a functional test's memory is of: the last, which writes Megatron-LM's log.
 
-    Tests of memory itself state the fullest. Source: NVIDIA/Megatron-LM
+    Peaks of tests of memory itself agree with the fullest. Source of the first: NVIDIA/Megatron-LM
     `megatron/training/global_vars.py`, the TensorBoard writer.
     """
     return "max" if "memory" in model else "last"
@@ -139,7 +139,8 @@ def chunks_of_functional_test(model: str, notes: str, layers_per_stage: int) -> 
 def compiles_loss(source: str) -> bool:
     """Whether torchtitan's compiled runs of a source compile the loss too: those since 2025.
 
-    Source: pytorch/torchtitan `components/loss.py`, of January 2025.
+    Assumed from measured peaks: compiled runs of December 2024 hold three fp32 copies of the logits,
+    those of June 2025 none.
     """
     dated = re.search(r"(?:^|\D)(20\d\d)-?\d\d(?:\D|$)|arXiv:(\d\d)\d\d\.", source)
     year = int(dated[1] or f"20{dated[2]}") if dated else 2025
