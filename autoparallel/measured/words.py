@@ -139,7 +139,7 @@ def chunks_of_functional_test(model: str, notes: str, layers_per_stage: int) -> 
 def compiles_loss(source: str) -> bool:
     """Whether torchtitan's compiled runs of a source compile the loss too: those since 2025.
 
-    Assumed from measured peaks: compiled runs of December 2024 hold three fp32 copies of the logits,
+    Assumed from peaks: compiled runs of December 2024 hold three fp32 copies of the logits,
     those of June 2025 none.
     """
     dated = re.search(r"(?:^|\D)(20\d\d)-?\d\d(?:\D|$)|arXiv:(\d\d)\d\d\.", source)
