@@ -202,6 +202,8 @@ def _held(case: Case, found: Memory, layers: Num, alive: Num) -> Num:
     micro-batch and of the next; with one, the two outputs a layer before they are scattered, of
     forward passes that follow each other. The allocator asks for it back when memory runs short.
     """
+    if not np.any(case.memory.held_tensors):
+        return found.held_bytes
     k = case.knobs
     anew = np.where(np.asarray(k.micro_batches) > 1, 2.0, 1.0) * alive
     in_a_row = np.maximum(alive - 2, 0.0)
