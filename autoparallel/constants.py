@@ -106,22 +106,19 @@ class MemoryConstants:
         0.6e9, 0.2e9, 3e9, "CUDA context and libraries, outside the allocator"
     )
     fragmentation: Num = constant(
-        0.25, 0.04, 0.6, "memory reserved but not used, over activations, logits and buffers"
+        0.08, 0.02, 0.6, "memory reserved but not used, over activations, logits and buffers"
     )
     workspace_bytes: Num = constant(
-        0.15e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
+        0.08e9, 0.02e9, 2e9, "workspaces of GEMM, attention and optimizer libraries"
     )
     extra_gradient_bytes: Num = constant(
         0.0, 0.0, 4.0, "half-precision gradients kept beside the accumulated ones, per parameter"
     )
-    activation_copies: Num = constant(
-        0.0, 0.0, 4.0, "extra copies of MLP activation and norm inputs that unfused code keeps"
+    residual_copies: Num = constant(
+        0.0, 0.0, 6.0, "tensors of the residual stream a layer keeps beyond those the code shows"
     )
-    gathered_inputs: Num = constant(
-        0.0, 0.0, 2.0, "sequence-parallel GEMM inputs kept gathered instead of gathered again"
-    )
-    embedding_copies: Num = constant(
-        0.0, 0.0, 10.0, "unsharded embedding outputs kept per micro-batch in flight"
+    held_tensors: Num = constant(
+        0.0, 0.0, 80.0, "full-length tensors that communication streams hold at most"
     )
     logits_copies: Num = constant(
         1.0, 0.4, 2.5, "fp32 copies of the logits over what the framework's code shows"

@@ -8,7 +8,7 @@ part, scalars or columns, for `cost/`; there is no `if framework ==` in the form
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,31 +28,59 @@ class Traits:
         flash_attention: 1 fused attention that never stores scores, 0 unfused.
         stores_scores: 1 where attention keeps its scores for the backward pass though it is fused.
         master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
+        remainders: 1 where bf16 weights have 16-bit remainders in the optimizer, not fp32 masters.
         unsharded_units: Full layers alive at once under ZeRO-3.
         fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch, between
             where some are.
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
+        half_logits_copies: The same in half precision.
+        residual_copies: Half-precision tensors of the residual stream that a layer keeps besides
+            the inputs of its norms.
+        step_gradient_bytes: What an optimizer copies of the gradients for its step, per parameter,
+            and the allocator keeps.
         fp8_weight_bytes: Bytes of a parameter's fp8 copies beside its half-precision weight, under
             delayed or tensorwise scaling with a sharded optimizer; 0 where they replace it.
         dropout: 1 where models with biases are trained with dropout, whose masks are kept.
         bucket_bytes: Gradients reduced by one collective (Megatron: 40 million parameters).
         logits_sharded: 1 when the logits stay split over tensor-parallel ranks.
+        half_gradient_bytes: What autograd makes of a gradient beside the accumulated one, per
+            parameter, kept until the backward of a micro-batch ends; 0 where the weight GEMM
+            accumulates.
+        bucket_copy_bytes: Gradients copied into buckets that stay (torch's DistributedDataParallel
+            without views), per parameter, where there are replicas to reduce with.
+        shard_buffer_bytes: Buckets in which a sharded optimizer reduces gradients.
+        stores_gate: 1 where a gated MLP keeps the activated gate beside its input.
+        packed_qkv: 1 where attention's inputs share their storage with an unused k and v.
+        keeps_gathered: 1 where sequence-parallel layers keep their gathered inputs for the backward
+            pass instead of gathering them again.
+        gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
     """
 
     flash_attention: Num = 1.0
     stores_scores: Num = 0.0
     master_bytes: Num = 4.0
     moment_bytes: Num = 8.0
+    remainders: Num = 0.0
     unsharded_units: Num = 2.0
     fused_kernels: Num = 1.0
     per_op_recompute: Num = 0.0
-    fp32_logits_copies: Num = 2.0
+    fp32_logits_copies: Num = 1.0
+    half_logits_copies: Num = 1.0
+    residual_copies: Num = 0.0
+    step_gradient_bytes: Num = 0.0
     logits_sharded: Num = 1.0
     fp8_weight_bytes: Num = 2.0
     dropout: Num = 1.0
     bucket_bytes: Num = 160e6
+    half_gradient_bytes: Num = 0.0
+    bucket_copy_bytes: Num = 0.0
+    shard_buffer_bytes: Num = 0.0
+    stores_gate: Num = 0.0
+    packed_qkv: Num = 0.0
+    keeps_gathered: Num = 0.0
+    gather_buffers: Num = 1.0
 
 
 TRAIT_NAMES = tuple(f.name for f in fields(Traits))
@@ -68,9 +96,12 @@ class Framework:
         constants: Which calibrated family in `profiles/` its constants come from.
         eras: Families of older software, by the beginning of the release that a measured row
             states.
+        era_traits: What else is different in such a family: family -> trait -> value.
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
+        slow_nodes: Family of its constants on nodes whose own links measure slow; empty where that
+            is not known to matter.
         own_overlaps: Overlap switches that all of its runs have on: its constants hold them.
         exporters: Names of the exporters that write its launch files, the usual one first.
     """
@@ -80,9 +111,11 @@ class Framework:
     constants: str
     traits: Traits = field(default_factory=Traits)
     eras: Mapping[str, str] = field(default_factory=dict)
+    era_traits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stage_split: str = "even"
+    slow_nodes: str = ""
     own_overlaps: tuple[str, ...] = ()
     exporters: tuple[str, ...] = ()
     version: str = ""
@@ -94,6 +127,11 @@ class Framework:
             if software_release.startswith(beginning):
                 return family
         return self.constants
+
+    def traits_of(self, family: str) -> Traits:
+        """The traits of one of its calibrated families."""
+        changed = self.era_traits.get(family)
+        return replace(self.traits, **changed) if changed else self.traits
 
 
 @cache
@@ -118,13 +156,16 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
         own_overlaps=text_list(data, "own_overlaps", where),
         traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
         eras=_eras(data, where),
+        era_traits=_era_traits(data, where),
         legal={k: tuple(v) for k, v in _by_knob(data, "legal", where, list).items()},
         defaults=_by_knob(data, "defaults", where, bool | int | float | str),
         **read_fields(texts, _TEXTS, required=["constants"], where=where),
     )
 
 
-_TEXTS = dict.fromkeys(("constants", "stage_split", "version", "source"), Rule(kind=str))
+_TEXTS = dict.fromkeys(
+    ("constants", "slow_nodes", "stage_split", "version", "source"), Rule(kind=str)
+)
 _TRAITS = {name: Rule(most=1e10) for name in TRAIT_NAMES}
 
 
@@ -133,6 +174,16 @@ def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
     block = submapping(values, "eras", where)
     rules = dict.fromkeys(block, Rule(kind=str))
     return read_fields(block, rules, required=(), where=f"{where}.eras")
+
+
+def _era_traits(values: Mapping[str, object], where: str) -> dict[str, dict[str, float]]:
+    """Family -> trait -> value."""
+    block = submapping(values, "era_traits", where)
+    found = {}
+    for family in block:
+        traits = submapping(block, family, f"{where}.era_traits")
+        found[family] = read_fields(traits, _TRAITS, required=(), where=f"{where}.{family}")
+    return found
 
 
 def _by_knob(values: Mapping[str, object], key: str, where: str, kind: Any) -> dict[str, Any]:

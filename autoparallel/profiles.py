@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autoparallel.constants import Constants, MemoryConstants
+from autoparallel.constants import Constants, MemoryConstants, memory_bounds
 from autoparallel.errors import ProfileError, nearest, shown
 from autoparallel.strict_yaml import read_yaml
 
@@ -76,11 +76,14 @@ RELATIVES: Mapping[str, tuple[str, ...]] = {
     "paxml": ("fsdp", "nemo"),
     "aleph-alpha": ("megatron", "nemo"),
     "megatron-deepspeed": ("megatron", "nemo"),
+    "nanotron-early": ("nanotron", "megatron", "nemo"),
     "nanotron-slow-nodes": ("nanotron", "megatron", "nemo"),
     "nanotron": ("megatron", "nemo"),
     "fsdp": ("nemo", "megatron"),
 }
 """Framework families to borrow from, nearest first, when a GPU generation has no runs."""
+OF_ONE_CODE_BASE = ("extra_gradient_bytes", "residual_copies", "held_tensors")
+"""Memory constants that say nothing of a relative's code."""
 _NOTES = ("family", "fitted", "source", "rows", "groups", "versions")
 _KEYS = (*_NOTES, "constants", "memory", "spread")
 
@@ -90,7 +93,8 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
 
     Without a profile of its own it borrows: a related framework on the same GPU generation, then
     the same framework on the nearest generation, then relatives there, then the constants of
-    everything measured. A borrowed one says `assumed` and is wider.
+    everything measured. A borrowed one says `assumed` and is wider. Memory is the code's: it comes
+    from the same framework on any generation first.
 
     Raises:
         ProfileError: a profile file that does not parse.
@@ -100,29 +104,54 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
         path = folder / "training" / f"{candidate}.yaml"
         if path.is_file():
             found = read_calibration(path)
-            return found if candidate == wanted else _borrowed(found, wanted)
+            return found if candidate == wanted else _borrowed(found, wanted, folder)
     return Calibration(family=wanted, source="priors: no profile was found")
 
 
 def by_nearness(family: str, generation: str) -> list[str]:
     """Profiles that may stand in for a framework's on a GPU generation, nearest first."""
-    at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
-    near = sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
+    near = _generations(generation)
     related = RELATIVES.get(family, ("nemo", "megatron"))
     here = [f"{kind}-{generation}" for kind in (family, *related)]
     return [*here, *(f"{kind}-{g}" for kind in (family, *related) for g in near), "all"]
 
 
-def _borrowed(found: Calibration, family: str) -> Calibration:
+def _generations(generation: str) -> list[str]:
+    """GPU generations, the nearest first."""
+    at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
+    return sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
+
+
+def _borrowed(found: Calibration, family: str, folder: Path) -> Calibration:
     wider = {f.name: getattr(found.spread, f.name) * BORROWED_SPREAD for f in fields(Spread)}
     return replace(
         found,
         family=family,
+        memory=_memory_of(family, folder) or found.memory,
         spread=Spread(**wider),
         state="assumed",
         borrowed_from=found.family,
         measured_names=(),
     )
+
+
+def _memory_of(wanted: str, folder: Path) -> MemoryConstants | None:
+    """Memory constants of the same code on the nearest GPU generation, else of a relative's."""
+    family, _, generation = wanted.rpartition("-")
+    for kind in (family, *RELATIVES.get(family, ())):
+        for near in _generations(generation):
+            path = folder / "training" / f"{kind}-{near}.yaml"
+            if path.is_file():
+                found = read_calibration(path).memory
+                return found if kind == family else lent_memory(found)
+    return None
+
+
+def lent_memory(found: MemoryConstants) -> MemoryConstants:
+    """A relative's memory constants: less certain, and without what its code alone keeps."""
+    sigma = BORROWED_SPREAD * float(found.error_sigma)
+    wider = min(sigma, memory_bounds("error_sigma")[1])
+    return replace(found, error_sigma=wider, **dict.fromkeys(OF_ONE_CODE_BASE, 0.0))
 
 
 @cache

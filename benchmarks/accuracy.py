@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.calibration.memory import leave_one_group_out, memory_data, memory_family
+from autoparallel.calibration.memory_left_out import left_out
+from autoparallel.calibration.memory_rows import memory_data, memory_family
 from autoparallel.calibration.profile_file import versions
 from autoparallel.calibration.run import Outcome, run
-from autoparallel.constants import MemoryConstants
 from autoparallel.measured.cases import Reading
 from autoparallel.model import flops_per_token
 from autoparallel.scoreboard import Score, scored, text
@@ -45,7 +45,7 @@ MEASURED = ROOT / "benchmarks" / "measured" / "training.csv"
 SERVED = ROOT / "benchmarks" / "measured" / "inference.csv"
 GOALS = ROOT / "docs" / "accuracy-goals.md"
 MEGATRON = ("megatron-core", "megatron-lm", "megatron-deepspeed", "deepspeed")
-FSDP = ("fsdp", "fsdp2", "composer", "yafsdp")
+FSDP = ("fsdp", "fsdp2", "automodel", "composer", "yafsdp")
 
 Mask = NDArray[np.bool_]
 
@@ -198,17 +198,17 @@ def left_out_predictions(
     seconds, low, high = (c.copy() for c in (today.seconds, today.seconds_low, today.seconds_high))
     seconds[timed], low[timed], high[timed] = errors.predicted, errors.low, errors.high
     families = np.array([memory_family(r) for r in readings])
-    bytes_, fits = leave_one_group_out(memory_data(readings), families, MemoryConstants())
-    ratio = bytes_ / today.memory_bytes
+    groups = np.array([r.run.split_group for r in readings])
+    blind = left_out(memory_data(readings), families, groups)
     return replace(
         today,
         seconds=seconds,
         seconds_low=low,
         seconds_high=high,
-        memory_bytes=bytes_,
-        memory_low=today.memory_low * ratio,
-        memory_high=today.memory_high * ratio,
-        fits_probability=fits,
+        memory_bytes=blind.bytes,
+        memory_low=blind.low,
+        memory_high=blind.high,
+        fits_probability=blind.fits,
     )
 
 

@@ -131,7 +131,7 @@ def constants() -> str:
 def accuracy() -> str:
     """The newest files of the scoreboard, as they were measured."""
     parts = []
-    for stem in ("accuracy", "leave_one_out", "serving_accuracy", "recommended"):
+    for stem in ("accuracy", "leave_one_out", "memory_accuracy", "serving_accuracy", "recommended"):
         newest = sorted((ROOT / "benchmarks").glob(f"{stem}_*.md"))[-1:]
         parts += [local(path.read_text(encoding="utf-8")) for path in newest]
     return "\n\n".join(parts)

@@ -31,7 +31,8 @@ def test_shipped_records(name: str) -> None:
     assert record.legal.keys() | record.defaults.keys() <= KNOBS
     for trait in TRAIT_NAMES:
         value = getattr(record.traits, trait)
-        assert 0 <= value <= (1e9 if trait == "bucket_bytes" else 16), trait
+        most = 1e9 if trait in ("bucket_bytes", "shard_buffer_bytes") else 16
+        assert 0 <= value <= most, trait
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,3 +122,22 @@ def test_a_file_that_does_not_parse_says_where(tmp_path: Path, text: str, messag
         framework("mine", written(tmp_path, text))
     assert message in str(caught.value)
     assert "mine" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traits_of_eras_are_of_its_own_families(name: str) -> None:
+    record = framework(name)
+    assert record.era_traits.keys() <= set(record.eras.values())
+    for family, changed in record.era_traits.items():
+        own = record.traits_of(family)
+        assert all(getattr(own, name) == value for name, value in changed.items())
+        assert any(getattr(record.traits, name) != value for name, value in changed.items())
+    assert record.traits_of(record.constants) is record.traits
+
+
+def test_an_unknown_trait_of_an_era_is_named(tmp_path: Path) -> None:
+    text = (
+        "constants: nemo\neras: {old: nemo-early}\nera_traits: {nemo-early: {gather_buffer: 1}}\n"
+    )
+    with pytest.raises(CatalogError, match=r"nemo-early.*gather_buffers"):
+        framework("mine", written(tmp_path, text))

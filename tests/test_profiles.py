@@ -153,6 +153,26 @@ def test_a_borrowed_profile_says_so_and_is_wider(folder, there, lender):
         )
 
 
+@pytest.mark.parametrize(
+    ("there", "fragmentation", "sigma"),
+    [
+        (("nemo-hopper", "megatron-volta", "all"), 0.11, 0.1),
+        (("nemo-hopper", "fsdp-hopper", "all"), 0.10, 0.15),
+    ],
+)
+def test_memory_is_borrowed_of_the_same_code_first(tmp_path, there, fragmentation, sigma):
+    for i, family in enumerate(there):
+        memory = replace(
+            MemoryConstants(), fragmentation=0.1 + i / 100, residual_copies=1.0, error_sigma=0.1
+        )
+        found = Calibration(family=family, memory=memory, rows=9, source="test")
+        write_profile(tmp_path, Profile(calibration=found))
+    memory = calibration("megatron", "hopper", tmp_path).memory
+    assert memory.fragmentation == pytest.approx(fragmentation)
+    assert memory.error_sigma == pytest.approx(sigma)
+    assert memory.residual_copies == (1.0 if sigma == 0.1 else 0.0)
+
+
 def test_nothing_to_borrow_leaves_priors(tmp_path):
     found = calibration("megatron", "hopper", tmp_path)
     assert (found.state, found.rows) == ("assumed", 0)

@@ -8,170 +8,54 @@ model gave it (logarithmic score), so labels teach without a measured number.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from autoparallel.calibration.fit import Column, soften
-from autoparallel.constants import Constants, MemoryConstants, memory_bounds
-from autoparallel.cost.case import Case
-from autoparallel.cost.memory import Memory, fits_probability, memory, memory_of_stage
-from autoparallel.measured import cases
-from autoparallel.measured.cases import Reading
-from autoparallel.model import embedding_parameters, parameters
-from autoparallel.units import GIB
+from autoparallel.calibration.memory_rows import MemoryData, log_error, predicted
+from autoparallel.constants import MemoryConstants, memory_bounds
+from autoparallel.cost.memory import fits_probability
+from autoparallel.profiles import RELATIVES, lent_memory
 
 RESIDUAL_SCALE = 0.04
 """Log error at which the loss turns from quadratic to linear: one release to the next."""
-GROUP_WEIGHT_CAP = 25.0
-"""Rows after which a split group gains no further weight."""
 LABEL_WEIGHT = 4.0
 """Weight of one label's logarithmic score against one measured peak."""
-OUT_OF_MEMORY_WEIGHT = 3.0
+OUT_OF_MEMORY_WEIGHT = 1.5
 """How much dearer a promise to a run that fails is than turning down one that would run."""
 RAN_WEIGHT = 0.1
 """Weight of a run that is only known to have run: it bounds memory from one side, and what it
 leaves unsaid (recomputation above all) may be why it ran."""
-GUESSED_VOCABULARY_SHARE = 0.1
-"""Share of the parameters in a guessed vocabulary from which on a row teaches nothing."""
 SIGMA_FLOOR = 0.05
 """Least deviation of predicted from needed memory that a fit may claim."""
+MIN_PEAKS, MIN_LABELS = 8, 20
+"""Peaks, or runs that failed, from which on they tell the deviation."""
 
 LOG_FLOOR = 0.1
 """Constants move as log(value + this share of their upper bound), so that they can leave zero."""
-PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3}
+PRIOR_WIDTH_FACTOR = {"context_bytes": 0.3, "workspace_bytes": 0.5}
 """How much tighter than the rest a constant is held that most rows do not show."""
 
 DIFFERENCE_STEP = np.array(1e-3)
-RARE = ("gathered_inputs", "embedding_copies")
+UNKNOWN = ""
+"""The entry of families that neither have runs nor a relative with runs."""
+RARE = ("held_tensors",)
 RARE_PEAKS = 100
 """Copies that few code bases keep are fitted only by a family with at least this many peaks."""
 FITTED = (
     "workspace_bytes",
     "extra_gradient_bytes",
-    "activation_copies",
-    "gathered_inputs",
-    "embedding_copies",
+    "residual_copies",
+    "held_tensors",
     "logits_copies",
     "fragmentation",
     "context_bytes",
 )
 """Constants that rows can tell apart; the others stay at their prior."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MemoryData:
-    """Runs ready to fit or to score; every column is [N].
-
-    Attributes:
-        peak_bytes: Measured peak, NaN where the run has none.
-        kind: `allocated`, `reserved` or `device`: which of the three totals was measured.
-        rank_zero: Whether it was measured on global rank 0, not on the fullest rank.
-        out_of_memory: Whether the run failed for want of memory.
-        teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model,
-            or where experts come on top of the guess.
-    """
-
-    case: Case
-    peak_bytes: Column
-    kind: NDArray[np.str_]
-    rank_zero: NDArray[np.bool_]
-    out_of_memory: NDArray[np.bool_]
-    vocabulary_stated: NDArray[np.bool_]
-    teaches: NDArray[np.bool_]
-    groups: NDArray[np.str_]
-
-    def weights(self) -> Column:
-        """Weight of each row: a group of n rows weighs min(n, cap) in all."""
-        _, inverse, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
-        n = counts[inverse].astype(np.float64)
-        return np.minimum(n, GROUP_WEIGHT_CAP) / n * self.teaches
-
-    def take(self, index: NDArray[Any]) -> MemoryData:
-        """The rows at `index` (a mask or positions)."""
-        rows = np.flatnonzero(index) if index.dtype == bool else index
-        return MemoryData(
-            case=cases.select(self.case, rows),
-            peak_bytes=self.peak_bytes[rows],
-            kind=self.kind[rows],
-            rank_zero=self.rank_zero[rows],
-            out_of_memory=self.out_of_memory[rows],
-            vocabulary_stated=self.vocabulary_stated[rows],
-            teaches=self.teaches[rows],
-            groups=self.groups[rows],
-        )
-
-
-def memory_data(readings: Sequence[Reading]) -> MemoryData:
-    """The rows as columns, whatever they measured."""
-    runs = [r.run for r in readings]
-    case = cases.case(readings, Constants())
-    stated = np.array([r.vocabulary_stated for r in readings])
-    vocabulary = embedding_parameters(case.model) / parameters(case.model)
-    return MemoryData(
-        case=case,
-        peak_bytes=np.array([(x.peak_memory_gib or np.nan) * GIB for x in runs]),
-        kind=np.array([x.memory_kind or "reserved" for x in runs]),
-        rank_zero=np.array([x.memory_rank == "0" for x in runs]),
-        out_of_memory=np.array([bool(x.out_of_memory) for x in runs]),
-        vocabulary_stated=stated,
-        teaches=stated
-        | ((vocabulary < GUESSED_VOCABULARY_SHARE) & (np.asarray(case.model.E) == 0)),
-        groups=np.array([x.split_group for x in runs]),
-    )
-
-
-def with_noted_reserved(readings: Sequence[Reading]) -> list[Reading]:
-    """The rows, and once more those that state `reserved x GiB` beside an allocated peak."""
-    extra = []
-    for reading in readings:
-        noted = re.search(r"reserved (\d{1,4}(?:\.\d{1,6})?) GiB", reading.run.notes)
-        if noted and reading.run.memory_kind == "allocated":
-            run = replace(reading.run, peak_memory_gib=float(noted[1]), memory_kind="reserved")
-            extra.append(replace(reading, run=run))
-    return [*readings, *extra]
-
-
-def memory_family(reading: Reading) -> str:
-    """Which memory constants a row is scored with: its software, whatever the GPU.
-
-    What a rank keeps is decided by the code that runs.
-    """
-    return reading.software
-
-
-# --- prediction ---------------------------------------------------------------------------------
-
-
-def predicted(data: MemoryData, constants: MemoryConstants) -> tuple[Column, Memory]:
-    """Bytes of the kind and rank that each row measured, and the fullest rank's memory."""
-    case = replace(data.case, memory=constants)
-    fullest, first = memory(case), memory_of_stage(case, "first")
-    bytes_ = np.select(
-        [data.kind == "allocated", data.kind == "device"],
-        [
-            np.where(data.rank_zero, first.allocated_bytes, fullest.allocated_bytes),
-            np.where(data.rank_zero, first.total_bytes, fullest.total_bytes),
-        ],
-        np.where(data.rank_zero, first.reserved_bytes, fullest.reserved_bytes),
-    )
-    return bytes_, fullest
-
-
-def log_error(data: MemoryData, constants: MemoryConstants) -> Column:
-    """log(predicted / measured) of every row, NaN where nothing was measured."""
-    return np.log(predicted(data, constants)[0] / data.peak_bytes)
-
-
-def row_fits_probability(data: MemoryData, constants: MemoryConstants) -> Column:
-    """P(fits) of every row on its own GPU."""
-    fullest = predicted(data, constants)[1]
-    return np.asarray(fits_probability(fullest, data.case.machine.memory_bytes, constants))
 
 
 # --- fit ----------------------------------------------------------------------------------------
@@ -224,7 +108,7 @@ def _residuals(data: MemoryData, constants: MemoryConstants) -> Column:
     fits = fits_probability(fullest, data.case.machine.memory_bytes, constants)
     right = np.where(data.out_of_memory, 1 - np.asarray(fits), fits)
     told = np.isin(data.groups, data.groups[data.out_of_memory])
-    ran = np.where(told, 1.0, RAN_WEIGHT)
+    ran = np.where(told, 1.0, RAN_WEIGHT) * data.recompute_stated
     cost = LABEL_WEIGHT * np.where(data.out_of_memory, OUT_OF_MEMORY_WEIGHT, ran)
     score = np.sqrt(-2 * cost * np.log(np.clip(right, 1e-9, 1 - 1e-12)))
     labelled = ~measured | data.out_of_memory
@@ -232,49 +116,65 @@ def _residuals(data: MemoryData, constants: MemoryConstants) -> Column:
 
 
 def _deviation(data: MemoryData, constants: MemoryConstants) -> float:
-    """Standard deviation of the log error, from its median magnitude; the prior's without peaks."""
+    """Standard deviation of the log error, from its median and its tail.
+
+    Without peaks it is what makes the labels likeliest, and without labels the prior's.
+    """
+    low, high = memory_bounds("error_sigma")
+    low = max(low, SIGMA_FLOOR)
     error = log_error(data, constants)
     error = error[np.isfinite(error) & data.teaches]
-    if len(error) < 8:
+    if len(error) >= MIN_PEAKS:
+        size = np.abs(error)
+        spread = max(1.48 * float(np.median(size)), float(np.quantile(size, 0.9)) / 1.64)
+        return float(np.clip(spread, low, high))
+    if data.out_of_memory.sum() < MIN_LABELS:
         return float(constants.error_sigma)
-    low, high = memory_bounds("error_sigma")
-    spread = max(
-        1.48 * float(np.median(np.abs(error))), float(np.quantile(np.abs(error), 0.9)) / 1.64
-    )
-    return float(np.clip(spread, max(low, SIGMA_FLOOR), high))
+    grid = np.geomspace(low, high, 40)
+    return float(grid[np.argmin([_surprise(data, constants, sigma) for sigma in grid])])
+
+
+def _surprise(data: MemoryData, constants: MemoryConstants, sigma: float) -> float:
+    """Logarithmic score of the labels when memory is known within `sigma`."""
+    at = replace(constants, error_sigma=sigma)
+    fullest = predicted(data, at)[1]
+    fits = np.asarray(fits_probability(fullest, data.case.machine.memory_bytes, at))
+    right = np.where(data.out_of_memory, 1 - fits, fits)
+    return float(-np.log(np.clip(right, 1e-9, 1.0)).sum())
 
 
 def fit_families(
     data: MemoryData, families: NDArray[np.str_], prior: MemoryConstants, prior_width: float = 0.7
 ) -> dict[str, MemoryConstants]:
-    """One fit a family, each pulled to `prior`.
+    """One fit a family, each pulled to `prior`, or to its nearest relative's where it has few runs.
 
-    The entry "" is for frameworks without rows: `prior` itself, as uncertain as it is on all rows.
-    Copies that one code base keeps say nothing of another, so families do not pull each other.
+    The entry "" is for frameworks without runs or relatives: `prior` itself, as uncertain as it is
+    on all rows.
     """
     unknown = replace(prior, error_sigma=_deviation(data, prior))
-    found = {
-        str(f): fit_memory(data.take(families == f), prior, prior_width)
-        for f in np.unique(families)
-    }
-    return {"": unknown, **found}
+    parts = {str(f): data.take(families == f) for f in np.unique(families)}
+    told = {f for f, part in parts.items() if _tells(part)}
+    found = {UNKNOWN: unknown}
+    found |= {f: fit_memory(parts[f], prior, prior_width) for f in parts if f in told}
+    for family in parts.keys() - told:
+        base = lent(family, {name: found[name] for name in (UNKNOWN, *sorted(told))})
+        own = fit_memory(parts[family], base, prior_width)
+        found[family] = replace(own, error_sigma=base.error_sigma)
+    return found
 
 
-def leave_one_group_out(
-    data: MemoryData, families: NDArray[np.str_], prior: MemoryConstants, prior_width: float = 0.7
-) -> tuple[Column, Column]:
-    """(predicted bytes, P(fits)) of every row from constants fitted without its split group.
+def _tells(data: MemoryData) -> bool:
+    """Whether runs tell a family's constants: enough peaks, or enough that did not fit."""
+    peaks = np.isfinite(data.peak_bytes) & data.teaches
+    return bool(peaks.sum() >= MIN_PEAKS or data.out_of_memory.sum() >= MIN_LABELS)
 
-    A family that has no other group is predicted with the prior.
-    """
-    bytes_, fits = np.full(len(families), np.nan), np.full(len(families), np.nan)
-    for group in np.unique(data.groups):
-        held = data.groups == group
-        others = fit_families(data.take(~held), families[~held], prior, prior_width)
-        for family in np.unique(families[held]):
-            rows = held & (families == family)
-            constants = others.get(str(family), others[""])
-            part = data.take(rows)
-            bytes_[rows] = predicted(part, constants)[0]
-            fits[rows] = row_fits_probability(part, constants)
-    return bytes_, fits
+
+def lender(family: str, known: Collection[str]) -> str:
+    """Whose memory constants `family` takes: its own, its nearest relative's, or `UNKNOWN`'s."""
+    return next((f for f in (family, *RELATIVES.get(family, ())) if f in known), UNKNOWN)
+
+
+def lent(family: str, fitted: Mapping[str, MemoryConstants]) -> MemoryConstants:
+    """The constants `family` takes of those fitted, less certain where they are a relative's."""
+    name = lender(family, fitted)
+    return fitted[name] if name in (family, UNKNOWN) else lent_memory(fitted[name])

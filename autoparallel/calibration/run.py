@@ -12,27 +12,22 @@ from numpy.typing import NDArray
 from autoparallel.calibration.fit import Fit
 from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out
-from autoparallel.calibration.memory import (
-    FITTED,
-    fit_families,
-    memory_data,
-    memory_family,
-    with_noted_reserved,
-)
+from autoparallel.calibration.memory import FITTED, fit_families, lent
+from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
 from autoparallel.calibration.training import (
-    EVERYTHING,
     LeftOut,
     Rows,
     calibrate,
     errors_of,
     framework_part,
+    rows_of,
     timed_rows,
 )
 from autoparallel.constants import NORMAL_90, MemoryConstants, bounds
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import Reading
-from autoparallel.profiles import RELATIVES, Calibration
+from autoparallel.profiles import Calibration
 
 Column = NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -95,7 +90,7 @@ def run(
         rows=rows,
         profiles={name: _profile(rows, c, fits[name], measured) for name, c in found.items()},
         held={
-            name: why_held(rows.at(_mine(rows, name)), fits[name], c.measured_names)
+            name: why_held(rows.at(rows_of(rows, name)), fits[name], c.measured_names)
             for name, c in found.items()
         },
         after=errors_of(rows, found),
@@ -108,12 +103,8 @@ def write(folder: Path, outcome: Outcome) -> list[Path]:
     return [write_profile(folder, profile) for profile in outcome.profiles.values()]
 
 
-def _mine(rows: Rows, name: str) -> NDArray[np.bool_]:
-    return np.asarray((rows.families == name) | (name == EVERYTHING))
-
-
 def _profile(rows: Rows, found: Calibration, fit: Fit, memory_measured: frozenset[str]) -> Profile:
-    groups = dict.fromkeys(rows.data.groups[_mine(rows, found.family)].tolist())
+    groups = dict.fromkeys(rows.data.groups[rows_of(rows, found.family)].tolist())
     return Profile(
         calibration=found,
         groups=tuple(groups),
@@ -135,6 +126,15 @@ def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
 # --- memory --------------------------------------------------------------------------------------
 
 
+FILLED_AS: Mapping[str, str] = {"nanotron-slow-nodes": "nanotron"}
+"""Families that differ from another's in time alone: the code, and so the memory, is the same."""
+
+
+def memory_code(family: str) -> str:
+    """The framework part of the family whose runs give `family` its memory constants."""
+    return FILLED_AS.get(framework_part(family), framework_part(family))
+
+
 def with_memory(
     found: Mapping[str, Calibration], readings: Sequence[Reading]
 ) -> tuple[dict[str, Calibration], frozenset[str]]:
@@ -146,19 +146,8 @@ def with_memory(
     """
     rows = with_noted_reserved(readings)
     names = np.array([memory_family(r) for r in rows])
-    frameworks = np.array([framework_part(r.family) for r in rows])
     fitted = fit_families(memory_data(rows), names, MemoryConstants())
-    chosen = {name: _code_base(framework_part(name), frameworks, names) for name in found}
     return (
-        {name: replace(c, memory=fitted[chosen[name]]) for name, c in found.items()},
-        frozenset(name for name in found if np.any(frameworks == framework_part(name))),
+        {n: replace(c, memory=lent(memory_code(n), fitted)) for n, c in found.items()},
+        frozenset(name for name in found if memory_code(name) in fitted),
     )
-
-
-def _code_base(framework: str, frameworks: NDArray[np.str_], names: NDArray[np.str_]) -> str:
-    """The memory family of most runs of `framework` or of its nearest relative with runs; or ""."""
-    for relative in (framework, *RELATIVES.get(framework, ())):
-        values, counts = np.unique(names[frameworks == relative], return_counts=True)
-        if len(values):
-            return str(values[np.argmax(counts)])
-    return ""

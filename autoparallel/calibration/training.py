@@ -40,6 +40,8 @@ KNOWN_OF: Mapping[str, Mapping[str, float]] = {
 """What a family's software is known to do, put in place of what all families agree on: these reduce
 gradients after the last micro-batch, not behind it (vTrain's configurations; Megatron-LM of
 2021-22)."""
+TIMED_AS: Mapping[str, str] = {"nanotron-early": "nanotron"}
+"""Code that differs from another's in memory alone: the two share their time constants."""
 OWN_WIDTH: Mapping[str, float] = {"expert_ramp_waves": 0.8}
 """Constants that frameworks do not share: no fit over all of them, each family starts at the prior
 and may go this far from it."""
@@ -92,12 +94,20 @@ def timed_rows(readings: Sequence[Reading]) -> Rows:
         groups=np.array([r.run.split_group or r.run.source for r in timed]),
         suspect=np.array([bool(r.run.suspect) for r in timed]),
     )
-    return Rows(readings=timed, data=data, families=np.array([r.family for r in timed]))
+    return Rows(
+        readings=timed, data=data, families=np.array([time_family(r.family) for r in timed])
+    )
 
 
 def framework_part(family: str) -> str:
     """The framework of a family id: `megatron-hopper` -> `megatron`."""
     return family.rpartition("-")[0]
+
+
+def time_family(family: str) -> str:
+    """The family whose runs give `family` its time constants."""
+    kind, _, generation = family.rpartition("-")
+    return f"{TIMED_AS.get(kind, kind)}-{generation}" if kind else family
 
 
 def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
@@ -213,6 +223,8 @@ def calibrate(
         own = fit_family(rows, str(family), everybody, base.constants)
         assert own is not None
         fits[str(family)] = own
+    shared = {r.family for r in rows.readings} - fits.keys()
+    fits |= {family: fits[time_family(family)] for family in sorted(shared)}
     unseen = unseen_errors(rows, left_out, fits) if left_out else None
     return {
         name: _calibration(rows, left_out, unseen, name, f, source) for name, f in fits.items()
@@ -253,7 +265,7 @@ def _calibration(
     own: Fit,
     source: str,
 ) -> Calibration:
-    mine = rows.families == name if name != EVERYTHING else np.ones(len(rows.readings), dtype=bool)
+    mine = rows_of(rows, name)
     return Calibration(
         family=name,
         constants=own.constants,
@@ -267,6 +279,11 @@ def _calibration(
         ),
         source=source,
     )
+
+
+def rows_of(rows: Rows, name: str) -> Mask:
+    """The runs that a family's time constants come from; all of them for `EVERYTHING`."""
+    return np.asarray((rows.families == time_family(name)) | (name == EVERYTHING))
 
 
 def _width(family: str, name: str) -> float:

@@ -18,6 +18,11 @@ from autoparallel.operators import Operators
 from autoparallel.units import Num
 
 
+def flag(condition: Any) -> Num:
+    """1 where `condition` holds, else 0."""
+    return np.where(condition, 1.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
     """Layouts of a model on a machine under a framework: N candidates, or N measured runs.

@@ -47,8 +47,6 @@ take 16 % longer)."""
 HEALTHY_INTRA_ALLREDUCE_GBPS = 440.0
 """All-reduce bus bandwidth that a healthy 8-GPU H100 node exceeds. nanotron's jobs read either 445
 to 461 or 412 to 431 GB/s, nothing between."""
-SLOW_NODES = "slow-nodes"
-"""The era of rows from nodes below that: in nanotron's their hosts are slower too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +64,21 @@ class Reading:
     @property
     def software(self) -> str:
         """The calibrated family of the framework release that ran."""
-        intra = self.run.measured_allreduce_busbw_intra_gbps
-        slow = SLOW_NODES if intra and intra < HEALTHY_INTRA_ALLREDUCE_GBPS else ""
-        return self.framework.family(self.run.software_release or slow)
+        return software(self.run, self.framework)
 
     @property
     def family(self) -> str:
         """Which calibrated constants it is scored with: framework family and GPU generation."""
-        return f"{self.software}-{self.cluster.gpu.generation}"
+        intra = self.run.measured_allreduce_busbw_intra_gbps
+        slow = bool(intra) and float(intra or 0) < HEALTHY_INTRA_ALLREDUCE_GBPS
+        kind = (self.framework.slow_nodes if slow else "") or self.software
+        return f"{kind}-{self.cluster.gpu.generation}"
+
+
+def software(run: MeasuredRun, framework: Framework) -> str:
+    """The calibrated family of the framework release behind a row."""
+    early = "before-pp-fix" if "after_pp_fix=False" in run.notes else ""
+    return framework.family(run.software_release or early)
 
 
 def stack(records: Sequence[Record]) -> Record:
@@ -187,7 +192,10 @@ def _tied(run: MeasuredRun) -> bool:
 
 def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
     """The row's layout, framework defaults where it is silent."""
-    vpp = run.virtual_pipeline_model_parallel_size or 1
+    named = words.chunks_of_functional_test(
+        run.model, run.notes, run.num_layers // max(run.pipeline_model_parallel_size, 1)
+    )
+    vpp = max(run.virtual_pipeline_model_parallel_size or 1, named)
     tp = run.tensor_model_parallel_size
     sp = framework.defaults.get("sequence_parallel", False)
     if run.sequence_parallel is not None:
@@ -229,7 +237,9 @@ def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     """Layers of every stage where the framework splits `by_cost`; empty for its even split.
 
     Blocks weigh their parameters (embedding none, head the vocabulary matrix); a stage closes with
-    the block that passes its share. Source: huggingface/nanotron src/nanotron/models/base.py.
+    the block that reaches its share. Source: huggingface/nanotron src/nanotron/models/base.py,
+    where one that ends exactly there does not; measured peaks of such stages are those of one layer
+    fewer.
     """
     if split != "by_cost" or stages == 1:
         return ()
@@ -239,7 +249,7 @@ def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
     layers, stage = [0] * stages, 0
     for done in range(1, model.num_layers + 1):
         layers[stage] += 1
-        stage += done * block > total * (stage + 1) / stages and stage + 1 < stages
+        stage += done * block >= total * (stage + 1) / stages and stage + 1 < stages
     return tuple(layers)
 
 
@@ -254,7 +264,8 @@ def _recompute(run: MeasuredRun) -> tuple[str, str, int, tuple[str, ...]]:
     way = words.meant(run.recompute or "none", ways, words.RECOMPUTATIONS)
     per_stage = run.num_layers // max(run.pipeline_model_parallel_size, 1)
     if run.recompute_num_layers is not None and way in ("full", "per-op"):
-        return "full", "block", min(run.recompute_num_layers, per_stage), ()
+        method = "uniform" if "uniform" in run.model else "block"
+        return "full", method, min(run.recompute_num_layers, per_stage), ()
     if way == "full":
         return "full", "uniform", 1, ()
     if way == "none":
@@ -345,10 +356,15 @@ def _row_machine(reading: Reading) -> Machine:
 
 def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     """The framework's traits with what the row says of its kernels."""
-    traits = framework.traits
+    traits = framework.traits_of(software(run, framework))
     changes: dict[str, float] = {
         "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
     }
+    scores = words.keeps_scores(run.model, run.notes, run.kernels)
+    if scores and (run.context_parallel_size or 1) == 1:
+        changes["stores_scores"] = 1.0
+    if framework.constants == "fsdp" and run.compiled and words.compiles_loss(run.source):
+        changes |= {"fp32_logits_copies": 0.0, "half_logits_copies": 2.0}
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
     if run.compiled == 0:

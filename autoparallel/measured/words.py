@@ -95,3 +95,53 @@ def gpu_meant(printed: str, is_known: Callable[[str], bool], names: Sequence[str
     if boards := [board for board in names if wanted <= set(board.split("-"))]:
         return boards[0]
     raise CatalogError(f"gpu: {printed!r} is not in the catalog; {nearest(name, names)}")
+
+
+def is_functional_test(notes: str) -> bool:
+    """Whether a row is one of Megatron-LM's functional tests."""
+    return notes.startswith("functional test")
+
+
+def rank_of_functional_test(model: str) -> str:
+    """The rank a functional test's memory is of: the last, which writes Megatron-LM's log.
+
+    Peaks of tests of memory itself agree with the fullest. Source of the first: NVIDIA/Megatron-LM
+    `megatron/training/global_vars.py`, the TensorBoard writer.
+    """
+    return "max" if "memory" in model else "last"
+
+
+def keeps_scores(model: str, notes: str, kernels: str) -> bool:
+    """Whether a functional test runs unfused attention, as deterministic mode asks for.
+
+    Source: NVIDIA/Megatron-LM tests/functional_tests, `--attention-backend unfused`; without
+    Transformer Engine there is no other. Peaks of tests that resume from a checkpoint are of either
+    way.
+    """
+    other = any(word in model for word in ("nondeterministic", "resume", "memory_speed"))
+    return is_functional_test(notes) and (kernels == "local" or not other)
+
+
+def has_gpt2_vocabulary(model: str, notes: str) -> bool:
+    """Whether a functional test's BPE file of unstated size is known to be GPT-2's 50,257 tokens.
+
+    Without checkpoints their peaks agree with that within 1 %.
+    """
+    return is_functional_test(notes) and "resume" not in model
+
+
+def chunks_of_functional_test(model: str, notes: str, layers_per_stage: int) -> int:
+    """Virtual stages of a functional test, whose name says `vp` and the layers of each; else 1."""
+    named = re.search(r"_vp(\d{1,2})(?:_|$)", model) if is_functional_test(notes) else None
+    return max(layers_per_stage // max(int(named[1]), 1), 1) if named else 1
+
+
+def compiles_loss(source: str) -> bool:
+    """Whether torchtitan's compiled runs of a source compile the loss too: those since 2025.
+
+    Assumed from peaks: compiled runs of December 2024 hold three fp32 copies of the logits,
+    those of June 2025 none.
+    """
+    dated = re.search(r"(?:^|\D)(20\d\d)-?\d\d(?:\D|$)|arXiv:(\d\d)\d\d\.", source)
+    year = int(dated[1] or f"20{dated[2]}") if dated else 2025
+    return year >= 2025

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoparallel.calibration.identify import NOT_TOLD
 from autoparallel.calibration.run import Outcome
-from autoparallel.calibration.training import EVERYTHING, LeftOut, Rows, errors_of
+from autoparallel.calibration.training import EVERYTHING, LeftOut, Rows, errors_of, time_family
 from autoparallel.cost.step import interval_s
 from autoparallel.cost.unique import gathered
 from autoparallel.profiles import Calibration
@@ -25,7 +25,7 @@ STAGES = ("before", "after", "left_out")
 def errors_in_force(rows: Rows, profiles_dir: Path | None = None) -> Column:
     """log(predicted / measured) of every run under the profiles that are there already."""
     where = folders(profiles_dir)
-    return errors_of(rows, {r.family: calibration_of(r, where) for r in rows.readings})
+    return errors_of(rows, {time_family(r.family): calibration_of(r, where) for r in rows.readings})
 
 
 def left_out_errors(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel import catalog
-from autoparallel.calibration.memory import memory_data, predicted, row_fits_probability
-from autoparallel.constants import NORMAL_90
+from autoparallel.calibration.memory_rows import forecast, memory_data
 from autoparallel.cost.step import interval_s, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading
@@ -83,15 +82,13 @@ def predict_family(readings: Sequence[Reading], constants: Calibration) -> Predi
         data = replace(data, case=replace(data.case, constants=constants.constants))
         step = step_time(data.case)
         low, high = interval_s(step, constants.spread)
-        bytes_, fullest = predicted(data, constants.memory)
-        outside = np.where(data.kind == "device", fullest.context_bytes, 0.0)
-        factor = np.exp(NORMAL_90 * constants.memory.error_sigma)
+        memory = forecast(data, constants.memory)
         return Predictions(
             seconds=np.asarray(step.iteration_s),
             seconds_low=np.asarray(low),
             seconds_high=np.asarray(high),
-            memory_bytes=bytes_,
-            memory_low=(bytes_ - outside) / factor + outside,
-            memory_high=(bytes_ - outside) * factor + outside,
-            fits_probability=row_fits_probability(data, constants.memory),
+            memory_bytes=memory.bytes,
+            memory_low=memory.low,
+            memory_high=memory.high,
+            fits_probability=memory.fits,
         )

@@ -109,7 +109,7 @@ def test_without_json_a_run_folder_and_an_answer(run, tmp_path):
     for start in ("yours  tp8", "Take tp", "Next, tp", "Yours, tp8", "44,520 layouts", "Files in"):
         assert any(line.startswith(start) for line in lines), start
     assert any(line.startswith("  tp") and "->" in line for line in lines)
-    assert "not legal" not in out
+    assert "is not legal" not in out
     assert "\x1b" not in out
 
 

@@ -10,18 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel.constants import Constants, MemoryConstants
+from autoparallel.cost.activations import layer_activations, saved_layer_bytes
 from autoparallel.cost.case import Case
-from autoparallel.cost.memory import (
-    STAGES,
-    Memory,
-    fits_probability,
-    layer_activations,
-    memory,
-    memory_of_stage,
-    saved_layer_bytes,
-    static_bytes,
-)
-from autoparallel.cost.partition import RankParameters
+from autoparallel.cost.memory import STAGES, Memory, fits_probability, memory, memory_of_stage
+from autoparallel.cost.memory_buffers import logits_bytes
+from autoparallel.cost.memory_states import static_bytes
+from autoparallel.cost.partition import RankParameters, rank_parameters
 from autoparallel.framework import Traits
 from autoparallel.hardware import Machine
 from autoparallel.layout import Layout, knobs
@@ -86,7 +80,7 @@ def test_parts_sum_and_are_not_negative(layout: str, model: Shape) -> None:
     parts = [np.ravel(getattr(found, f.name))[0] for f in fields(Memory)]
     assert all(np.isfinite(p) and p >= 0 for p in parts)
     assert np.ravel(found.total_bytes)[0] == pytest.approx(sum(parts))
-    outside = parts[-1] + parts[-2]
+    outside = sum(parts[-3:])
     assert np.ravel(found.allocated_bytes)[0] == pytest.approx(sum(parts) - outside)
     assert np.all(found.allocated_bytes <= found.reserved_bytes)
 
@@ -332,3 +326,139 @@ def test_without_dropout_no_masks_are_kept() -> None:
     model = gpt(24.0, 2048.0, 16.0)
     assert np.all(layer_activations(case("tp1 pp1 mbs1", model)).masks > 0)
     assert np.all(layer_activations(case("tp1 pp1 mbs1", model, dropout=0.0)).masks == 0)
+
+
+# --- what a framework keeps ---------------------------------------------------------------------
+
+
+def kept(layout: str, model: Shape = LLAMA_8B, **traits: float) -> float:
+    return float(np.ravel(layer_activations(case(layout, model, **traits)).total)[0])
+
+
+def test_plain_torch_keeps_the_activated_gate_and_the_packed_keys_and_values() -> None:
+    """nanotron's layer: 20 h + 8 f bytes a token, four more than h and one more f than fused."""
+    model = replace(LLAMA_8B, g=32.0)
+    tokens = 8192.0 / 4
+    layout = "tp4 pp1 mbs1 sp zero0"
+    assert kept(layout, model) == pytest.approx(tokens * (16 * model.h + 6 * model.f))
+    plain = kept(layout, model, stores_gate=1.0, packed_qkv=1.0)
+    assert plain == pytest.approx(tokens * (20 * model.h + 8 * model.f))
+    grouped = kept(layout, stores_gate=1.0, packed_qkv=1.0)
+    assert grouped == pytest.approx(kept(layout, stores_gate=1.0))
+
+
+def test_residual_copies_are_shared_by_sequence_parallel_ranks_only() -> None:
+    size = 2 * 8192.0 * LLAMA_8B.h
+    for layout, ranks in (("tp4 pp1 mbs1 zero0", 1), ("tp4 pp1 mbs1 sp zero0", 4)):
+        more = kept(layout, residual_copies=3.0) - kept(layout)
+        assert more == pytest.approx(3 * size / ranks)
+
+
+def test_an_unfused_rms_norm_keeps_more_than_an_unfused_layer_norm() -> None:
+    rms, layer = LLAMA_8B, replace(LLAMA_8B, norm=2.0)
+    extra = [kept("tp1", m, fused_kernels=0.0) - kept("tp1", m) for m in (rms, layer)]
+    assert extra[0] - extra[1] == pytest.approx(4 * 2 * 8192.0 * LLAMA_8B.h)
+
+
+@pytest.mark.parametrize(("tp", "copies"), [(1, 0), (2, 2), (8, 2)])
+def test_joined_logits_are_whole_on_every_rank(tp: int, copies: int) -> None:
+    one = float(np.ravel(logits_bytes(case("tp1 pp1 mbs1 zero1", logits_sharded=0.0)))[0])
+    many = float(np.ravel(logits_bytes(case(f"tp{tp} pp1 mbs1 zero1", logits_sharded=0.0)))[0])
+    padding = np.ceil(LLAMA_8B.V / (128 * tp)) * 128 * tp
+    assert many - one == pytest.approx(
+        (padding - LLAMA_8B.V) * 8192 * 6 + copies * 2 * 8192 * padding
+    )
+
+
+def test_gradients_copied_into_buckets_need_replicas() -> None:
+    one = RankParameters(dense=1.0, expert=0.0)
+
+    def gradients(gpus: int) -> float:
+        found = static_bytes(case("tp1 pp1 mbs1 zero0", gpus=gpus, bucket_copy_bytes=2.0), one)
+        return float(np.ravel(found[1])[0])
+
+    assert gradients(1) == 4
+    assert gradients(8) == 6
+
+
+def test_sixteen_bit_remainders_replace_masters_in_bf16_alone() -> None:
+    one = RankParameters(dense=1.0, expert=0.0)
+    for precision, states in (("bf16", 10.0), ("fp8", 12.0)):
+        a_case = case(f"tp1 pp1 mbs1 zero0 prec={precision}", remainders=1.0)
+        assert float(np.ravel(static_bytes(a_case, one)[2])[0]) == states
+
+
+def test_half_precision_gradients_count_where_activations_are_small() -> None:
+    """They grow while the activations of their micro-batch are given up, and are gone after it."""
+
+    def more(layout: str) -> float:
+        return total(layout, half_gradient_bytes=2.0) - total(layout)
+
+    halves = 2 * float(np.ravel(rank_parameters(case("tp1"), 32.0, 2.0).total)[0])
+    assert more("tp1 pp1 mbs8 zero1") == 0
+    assert 0 < more("tp1 pp1 mbs1 zero1 recompute=full/uniform/1") < 1.2 * halves
+
+
+def holding(layout: str, gpus: int = 64, batch: int = 256, **traits: float) -> Memory:
+    a_case = case(layout, gpus=gpus, batch=batch, **traits)
+    return memory(replace(a_case, memory=MemoryConstants(held_tensors=40.0)))
+
+
+def test_streams_hold_full_length_tensors_up_to_their_limit_and_give_them_back() -> None:
+    tensor = 2 * 8192.0 * LLAMA_8B.h * 7 / 8
+    found = holding("tp8 pp1 mbs1 sp zero1", gather_buffers=0.0)
+    assert float(np.ravel(found.held_bytes)[0]) == pytest.approx(40 * tensor)
+    assert float(np.ravel(holding("tp8 pp1 mbs1 sp zero1").held_bytes)[0]) == 0
+    assert float(np.ravel(holding("tp8 pp1 mbs1 zero1", gather_buffers=0.0).held_bytes)[0]) == 0
+    full = holding("tp8 pp1 mbs16 sp zero1", gather_buffers=0.0)
+    assert float(np.ravel(full.held_bytes)[0]) == 0
+    assert float(np.ravel(full.total_bytes)[0]) > 0.85 * MACHINE.memory_bytes
+    alone = replace(found, held_bytes=0.0)
+    chances = [fits_probability(m, 12 * GIB, MemoryConstants()) for m in (found, alone)]
+    assert chances[0] == chances[1]
+
+
+def test_forwards_in_a_row_hold_their_outputs_though_inputs_have_a_buffer() -> None:
+    held = [
+        float(np.ravel(holding(f"tp8 pp{p} mbs1 sp zero1", gpus=256).held_bytes)[0])
+        for p in (1, 2, 4, 8)
+    ]
+    assert held[:2] == [0, 0]
+    assert 0 < held[2] <= held[3]
+
+
+def test_freed_scores_stay_cached_beside_the_logits_alone() -> None:
+    scores = 8192.0**2 * LLAMA_8B.a / 2
+
+    def cached(layout: str, **traits: float) -> float:
+        found = memory_of_stage(case(layout, flash_attention=0.0, **traits), "first")
+        at = replace(MemoryConstants(), fragmentation=0.0)
+        alone = memory_of_stage(
+            replace(case(layout, flash_attention=0.0, **traits), memory=at), "first"
+        )
+        assert np.all(found.fragmentation_bytes >= alone.fragmentation_bytes)
+        return float(np.ravel(alone.fragmentation_bytes)[0])
+
+    assert cached("tp2 pp1 mbs1 zero1") == pytest.approx(4 * scores)
+    assert cached("tp2 pp1 mbs1 zero1", fused_kernels=0.0) == pytest.approx(8 * scores)
+    assert cached("tp2 pp2 mbs1 zero1") == 0
+
+
+def test_layer_of_deepseek_v3_by_tensor() -> None:
+    """128 heads of 192 and 128, latents of 1536, 512 and 64, 8 of 256 experts of 2048."""
+    dense = replace(LLAMA_8B, s=4096.0, L=61.0, h=7168.0, f=18432.0, V=129280.0)
+    latent = replace(dense, a=128.0, g=128.0, d_qk=192.0, r_q=1536.0, r_kv=512.0, d_rope=64.0)
+    model = replace(latent, E=256.0, K=8.0, f_e=2048.0, f_s=2048.0, L_moe=61.0)
+    x = layer_activations(case("tp1 pp1 ep64 mbs1 zero1", model))
+    arriving = 4096 * 8 * 1.1
+    for tensor, size in (
+        (x.qkv, 2 * 4096 * 128 * (192 + 192 + 128)),
+        (x.latent, 2 * 2 * 4096 * (1536 + 512 + 64)),
+        (x.attention_output, 2 * 4096 * 128 * 128),
+        (x.expert_inner, 2 * arriving * 2 * 2048),
+        (x.expert_activated, 2 * arriving * 2048),
+        (x.expert_tokens, 2 * arriving * 7168 + 8 * 4096 * 256),
+        (x.shared_inner, 2 * 4096 * 3 * 2048),
+        (x.mlp_inner, 0),
+    ):
+        assert float(np.ravel(tensor)[0]) == pytest.approx(size)

@@ -105,9 +105,14 @@ def test_a_job_that_was_not_compiled_moves_more_memory():
     [(None, "nanotron"), (457.0, "nanotron"), (425.0, "nanotron-slow-nodes")],
 )
 def test_nodes_whose_links_measure_slow_are_a_family_of_their_own(intra, family):
-    run = replace(RUN, framework="nanotron", measured_allreduce_busbw_intra_gbps=intra)
-    assert read(run).software == family
-    assert not read(replace(run, framework="Megatron-LM")).software.startswith("nanotron")
+    run = replace(
+        RUN,
+        framework="nanotron",
+        gpu="h100-sxm-80gb",
+        measured_allreduce_busbw_intra_gbps=intra,
+    )
+    assert read(run).family == f"{family}-hopper"
+    assert read(replace(run, framework="Megatron-LM")).family == "megatron-hopper"
 
 
 def test_vpp_without_a_schedule_is_interleaved():

@@ -6,9 +6,10 @@ import pytest
 
 from autoparallel import catalog
 from autoparallel.errors import ConfigError
+from autoparallel.framework import framework_of
 from autoparallel.layout import PRECISIONS, RECOMPUTE_MODULES, SCHEDULES
 from autoparallel.measured import words
-from autoparallel.measured.cases import cluster_of_gpu, read
+from autoparallel.measured.cases import cluster_of_gpu, read, row_traits
 from autoparallel.measured.rows import MeasuredRun
 
 RUN = MeasuredRun(
@@ -83,3 +84,69 @@ def test_every_gpu_of_the_catalog_means_itself() -> None:
 def test_modules_keep_the_order_of_the_layout_grammar() -> None:
     assert words.recompute_modules("moe_act/core_attn") == ("core_attn", "moe_act")
     assert words.recompute_modules("+".join(reversed(RECOMPUTE_MODULES))) == RECOMPUTE_MODULES
+
+
+TEST = "functional test; recompute modules: default"
+
+
+@pytest.mark.parametrize(
+    ("model", "notes", "kernels", "kept"),
+    [
+        ("gpt/tp1_pp4", TEST, "transformer_engine", True),
+        ("gpt/tp1_pp2_cp4_nondeterministic", TEST, "transformer_engine", False),
+        ("gpt/tp1_pp4_resume_torch_dist", TEST, "transformer_engine", False),
+        ("gpt/tp1_pp4_resume_torch_dist", TEST, "local", True),
+        ("gpt/tp1_pp4", "", "local", False),
+    ],
+)
+def test_functional_tests_keep_their_scores(
+    model: str, notes: str, kernels: str, kept: bool
+) -> None:
+    assert words.keeps_scores(model, notes, kernels) is kept
+    traits = row_traits(
+        replace(RUN, model=model, notes=notes, kernels=kernels), framework_of("")[0]
+    )
+    assert traits.stores_scores == kept
+    several = replace(RUN, model=model, notes=notes, kernels=kernels, context_parallel_size=2)
+    assert row_traits(several, framework_of("")[0]).stores_scores == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "notes", "layers", "chunks"),
+    [
+        ("gpt/tp1_pp4_vp1", TEST, 3, 3),
+        ("gpt/tp1_pp4_vp2_decoupled", TEST, 4, 2),
+        ("gpt/tp1_pp4_vp0", TEST, 4, 4),
+        ("gpt/tp1_pp4", TEST, 3, 1),
+        ("a vp1_ model", "", 3, 1),
+    ],
+)
+def test_functional_tests_name_the_layers_of_a_virtual_stage(
+    model: str, notes: str, layers: int, chunks: int
+) -> None:
+    assert words.chunks_of_functional_test(model, notes, layers) == chunks
+
+
+@pytest.mark.parametrize(
+    ("source", "compiled"),
+    [
+        ("torchtitan benchmarks/llama3_h100_202412_torchtitan.md", False),
+        ("torchtitan benchmarks/llama3-8b_h200_202506_x.md", True),
+        ("torchtitan benchmarks/asyncTP_2025-06.md", True),
+        ("arXiv:2410.06511 table 3", False),
+        ("own runs", True),
+    ],
+)
+def test_torchtitan_compiles_its_loss_since_2025(source: str, compiled: bool) -> None:
+    assert words.compiles_loss(source) is compiled
+    run = replace(RUN, framework="torchtitan", compiled=True, source=source)
+    record = framework_of("torchtitan")[0]
+    copies = 0.0 if compiled else record.traits.fp32_logits_copies
+    assert row_traits(run, record).fp32_logits_copies == copies
+
+
+def test_older_software_has_traits_of_its_own() -> None:
+    run = replace(RUN, framework="nanotron", notes="after_pp_fix=False")
+    record = framework_of("nanotron")[0]
+    assert row_traits(run, record).gather_buffers == 0
+    assert row_traits(replace(run, notes=""), record).gather_buffers == 2

@@ -41,6 +41,7 @@ MEMORY_PARTS: dict[str, tuple[str, str, str]] = {
     "buffers_bytes": ("buffers", SKY, "/"),
     "context_bytes": ("context", GREY, "."),
     "fragmentation_bytes": ("fragmentation", GREY, "/"),
+    "held_bytes": ("held for communication", GREY, "x"),
 }
 GOOD, BAD = GREEN, RED
 WARNING, PLATE = "warning", "plate"
