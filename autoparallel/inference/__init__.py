@@ -22,6 +22,7 @@ from __future__ import annotations
 from autoparallel.inference.backend import BACKENDS, Backend, backend
 from autoparallel.inference.batching import Latencies, Load, closed_loop, max_throughput, poisson
 from autoparallel.inference.instance import Instance
+from autoparallel.inference.offline import OfflineRun, offline_run
 from autoparallel.inference.setting import Setting, setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 
@@ -33,11 +34,13 @@ __all__ = [
     "Latencies",
     "Load",
     "Setting",
+    "OfflineRun",
     "StepTime",
     "backend",
     "closed_loop",
     "max_throughput",
     "mixed_step",
+    "offline_run",
     "poisson",
     "setting",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoparallel.inference.setting import ACTIVATION_BYTES, WEIGHT_BYTES, Setting
+from autoparallel.inference.setting import WEIGHT_BYTES, Setting, activation_bytes
 from autoparallel.units import Num, indicator
 
 TILE = (128.0, 256.0)
@@ -33,7 +33,7 @@ def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: N
     ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
     rate = setting.gemm_flops_per_s(precision) * ramp
     moved = WEIGHT_BYTES[precision] * n * k * matrices
-    moved = moved + (ACTIVATION_BYTES.get(precision, 1.0) * k + 2.0 * n) * m * matrices
+    moved = moved + (activation_bytes(precision) * k + 2.0 * n) * m * matrices
     bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
     compute = flops / np.maximum(rate, 1.0)
     return (compute**NORM + (moved / bandwidth) ** NORM) ** (1.0 / NORM)
