@@ -81,10 +81,10 @@ class ServingConstants:
         3e-3,
         0.0,
         60e-3,
-        "extra time of a step with prompt tokens, which runs outside the CUDA graphs",
+        "host time to start a step with prompt tokens, which runs outside the CUDA graphs",
     )
     prefill_layer_s: Num = constant(
-        100e-6, 5e-6, 600e-6, "the same for every layer, whose kernels are started one by one"
+        350e-6, 20e-6, 1e-3, "the same for every layer, whose kernels are started one by one"
     )
     prefill_moe_s: Num = constant(
         100e-6, 5e-6, 600e-6, "the same for the experts' part of every MoE layer"

@@ -10,7 +10,9 @@ from autoparallel.units import Num, indicator
 TILE = (128.0, 256.0)
 """Output tile of one multiprocessor in a large GEMM."""
 NORM = 4.0
-"""How the two bounds of a GEMM meet: a p-norm, since neither hides wholly behind the other."""
+"""How two bounds of a time meet: a p-norm, since neither hides wholly behind the other."""
+FP8_ATTENTION = 1.6
+"""Rate of prompt attention on fp8 queries and keys over 16-bit ones (2407.08608, section 4.1)."""
 
 
 def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0) -> Num:
@@ -36,7 +38,15 @@ def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: N
     moved = moved + (activation_bytes(precision) * k + 2.0 * n) * m * matrices
     bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
     compute = flops / np.maximum(rate, 1.0)
-    return (compute**NORM + (moved / bandwidth) ** NORM) ** (1.0 / NORM)
+    return longer(compute, moved / bandwidth)
+
+
+def longer(one: Num, other: Num) -> Num:
+    """The longer of two times that run side by side, smoothly: neither hides wholly."""
+    most, least = np.maximum(one, other), np.minimum(one, other)
+    share = least / np.maximum(most, 1e-30)
+    total: Num = most * (1.0 + share**NORM) ** (1.0 / NORM)
+    return total
 
 
 def _wide(precision: str) -> bool:
@@ -49,12 +59,19 @@ def elementwise_s(setting: Setting, tokens: Num, copies: Num = 1.0) -> Num:
     return moved / setting.machine.memory_bandwidth_bytes_per_s
 
 
-def prompt_attention_s(setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num) -> Num:
-    """Attention of one layer over `pairs` (query, key) pairs of `heads` query heads on this GPU."""
+def prompt_attention_s(
+    setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num, kv_element_bytes: Num = 2.0
+) -> Num:
+    """Attention of one layer over `pairs` (query, key) pairs of `heads` query heads on this GPU.
+
+    With an fp8 cache engines compute in fp8, where the GPU can.
+    """
     m, c = setting.shape, setting.constants
+    narrow = indicator(np.asarray(kv_element_bytes) < 2.0) * ("fp8" in setting.cluster.gpu.peak_flops_per_s)
+    faster = 1.0 + (FP8_ATTENTION - 1.0) * narrow
     share = c.attention_efficiency * prompt_tokens / (prompt_tokens + c.attention_half_tokens)
     flops = 2.0 * pairs * heads * (m.d_qk + m.d_v)
-    return flops / (setting.machine.bf16_flops_per_s * np.maximum(share, 1e-6))
+    return flops / (setting.machine.bf16_flops_per_s * np.maximum(share, 1e-6) * faster)
 
 
 def decode_attention_s(setting: Setting, cache_bytes: Num, flops: Num) -> Num:
@@ -71,18 +88,29 @@ def all_reduce_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
     Inside the NVLink domain the measured tables hold, scaled by the link. A group that leaves it
     reduces in the domain and rings over the fabric between domains.
     """
-    machine, tables = setting.machine, setting.operators.collectives
-    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
-    times = [tables.seconds(op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
+    times = [_near_s(setting, op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
     fastest = times[0] if len(times) == 1 else np.minimum(times[0], times[1])
     domains = np.ceil(ranks / machine.domain_gpus)
     wire = 2.0 * (domains - 1) / domains * message_bytes / inside
     outside = 2.0 * (domains - 1) * machine.inter_latency_s + wire / machine.inter_bytes_per_s
-    return (fastest * scale + outside) * setting.constants.all_reduce
+    return (fastest + outside) * setting.constants.all_reduce
 
 
+SMALLEST_BYTES = 1024.0
+"""A message whose time is all start."""
 _REDUCTIONS = ("custom_all_reduce", "all_reduce")
+
+
+def _near_s(setting: Setting, op: str, message_bytes: Num, ranks: Num) -> Num:
+    """A collective inside the domain by the tables: what the wire takes is scaled by the link."""
+    machine, tables = setting.machine, setting.operators.collectives
+    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    start = tables.seconds(op, SMALLEST_BYTES * indicator(np.asarray(message_bytes) > 0), ranks)
+    whole = tables.seconds(op, message_bytes, ranks)
+    total: Num = start + np.maximum(whole - start, 0.0) * scale
+    return total
 
 
 def _has(setting: Setting, op: str) -> bool:
@@ -91,10 +119,9 @@ def _has(setting: Setting, op: str) -> bool:
 
 def all_to_all_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
     """Token exchange in which every rank sends `message_bytes`; 0 for one rank."""
-    machine, tables = setting.machine, setting.operators.collectives
-    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
-    near = tables.seconds("all_to_all", message_bytes, inside) * scale
+    near = _near_s(setting, "all_to_all", message_bytes, inside)
     domains = np.ceil(ranks / machine.domain_gpus)
     far = message_bytes * (domains - 1) / domains / machine.inter_bytes_per_s
     total: Num = (

@@ -17,6 +17,8 @@ from autoparallel.inference.setting import Setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.units import Num
 
+FILLING = (0.125, 0.375, 0.625, 0.875)
+"""Shares of the places that are taken while the first wave comes in."""
 ROOM_ERROR = 0.06
 """Share by which the requests that fit at once may be wrong either way (as `MEMORY_SIGMA`)."""
 
@@ -54,8 +56,8 @@ def offline_run(setting: Setting, instance: Instance, load: Load, requests: Num)
     most = np.minimum(running_limit(setting, instance, load) / lanes, each)
     waves = mean_ceiling(each / most)
     last = np.maximum(each - (waves - 1.0) * most, 0.0)
-    together = np.minimum(prompt_room(instance, load, most / 2), most)
-    prompt_steps = each / together
+    prompt_steps = _prompt_steps(instance, load, each, most)
+    together = each / prompt_steps
     steps = np.maximum(waves * held + last / together, prompt_steps)
     mean = each * held / steps
     mixed = float(setting.backend.mixed_steps)
@@ -83,6 +85,21 @@ def offline_run(setting: Setting, instance: Instance, load: Load, requests: Num)
         prompt=prompt,
         seconds=prompt_steps * prompt.total + without * decode.total,
     )
+
+
+def _prompt_steps(instance: Instance, load: Load, requests: Num, most: Num) -> Num:
+    """Steps with prompts: as many prompts go into one as fit beside the requests that run.
+
+    Those of the first wave find from none to all places taken, the others all.
+    """
+    def steps_of_one(running: Num) -> Num:
+        room = np.minimum(prompt_room(instance, load, running), np.maximum(most, 1.0))
+        return 1.0 / room
+
+    filling = sum(steps_of_one(most * share) for share in FILLING) / len(FILLING)
+    first = np.minimum(requests, most)
+    steps: Num = first * filling + (requests - first) * steps_of_one(most)
+    return steps
 
 
 def mean_ceiling(x: Num) -> Num:

@@ -17,6 +17,7 @@ from autoparallel.inference.kernels import (
     decode_attention_s,
     elementwise_s,
     gemm_s,
+    longer,
     prompt_attention_s,
 )
 from autoparallel.inference.kv_cache import attended_tokens, kv_elements_per_token
@@ -177,7 +178,7 @@ def attention_s(setting: Setting, instance: Instance, batch: Batch) -> Num:
     return (
         decode_attention_s(setting, cache, flops)
         + setting.constants.decode_attention_s * indicator(np.asarray(batch.decoding) > 0)
-        + prompt_attention_s(setting, pairs, length, heads)
+        + prompt_attention_s(setting, pairs, length, heads, instance.kv_element_bytes)
     )
 
 
@@ -260,12 +261,16 @@ def launch_s(setting: Setting) -> Num:
 def host_s(setting: Setting, sequences: Num, batch: Batch, device_s: Num) -> Num:
     """What the GPU waits for the host in a step that takes it `device_s`.
 
-    An engine that prepares the next step while the GPU works on this one waits only for the rest.
+    The host schedules, and starts the kernels of a step with prompt tokens one by one, since it
+    runs outside the CUDA graphs. Launches go on while the GPU works; so does the scheduling of the
+    next step where an engine overlaps it. The longer of the two counts, joined smoothly.
     """
-    m, c = setting.shape, setting.constants
+    m, c, slower = setting.shape, setting.constants, setting.host_slowdown
     prompted = indicator(np.asarray(batch.prompt_tokens) > 0)
     prompts = c.prompt_s * batch.prompts * prompted
-    host = (c.step_s + c.sequence_s * sequences + prompts) * setting.host_slowdown
-    waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
-    eager = c.prefill_step_s + c.prefill_layer_s * m.L + c.prefill_moe_s * m.L_moe
-    return waits + eager * prompted
+    scheduling = (c.step_s + c.sequence_s * sequences + prompts) * slower
+    launches = c.prefill_step_s + c.prefill_layer_s * m.L + c.prefill_moe_s * m.L_moe
+    launches = launches * prompted * slower
+    if setting.backend.overlapped:
+        return longer(scheduling + launches, device_s) - device_s
+    return scheduling + longer(launches, device_s) - device_s
