@@ -14,7 +14,7 @@ from autoparallel.inference.constants import (
     CONSTANT_NAMES,
     ENGINE_NAMES,
     ServingConstants,
-    for_generation,
+    expected,
 )
 from autoparallel.profiles import GENERATIONS, record, row_count
 from autoparallel.strict_yaml import read_yaml
@@ -104,7 +104,7 @@ def chosen(
     if family in known:
         return known[family]
     base = known.get(EVERYTHING, ServingCalibration(family=EVERYTHING))
-    constants = for_generation(base.constants, generation)
+    constants = expected(base.constants, backend, generation)
     kernels, engine = _same_generation(known, generation), _same_backend(known, backend, generation)
     if kernels:
         names = [n for n in CONSTANT_NAMES if n not in ENGINE_NAMES]

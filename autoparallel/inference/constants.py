@@ -84,7 +84,7 @@ class ServingConstants:
         "host time to start a step with prompt tokens, which runs outside the CUDA graphs",
     )
     prefill_layer_s: Num = constant(
-        350e-6, 20e-6, 1e-3, "the same for every layer, whose kernels are started one by one"
+        450e-6, 20e-6, 1.5e-3, "the same for every layer, whose kernels are started one by one"
     )
     prefill_moe_s: Num = constant(
         100e-6, 5e-6, 600e-6, "the same for the experts' part of every MoE layer"
@@ -137,12 +137,29 @@ aiconfigurator GEMM tables (Apache-2.0).
 """
 
 
-def for_generation(constants: ServingConstants, generation: str) -> ServingConstants:
-    """Constants known on Hopper as another generation is expected to have them, in their bounds."""
-    factors = GENERATION_FACTORS.get(generation, {})
-    return replace(
-        constants, **{n: bounded(n, getattr(constants, n) * f) for n, f in factors.items()}
-    )
+BACKEND_FACTORS: Mapping[str, Mapping[str, float]] = {
+    "vllm": {"prefill_layer_s": 0.45, "prefill_moe_s": 0.45},
+}
+"""Constants of a backend over those of an engine that runs its prompts in PyTorch's eager mode.
+
+vLLM compiles the layers of a prompt step and starts them as a few captured pieces each
+(`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to be left.
+"""
+
+
+def expected(constants: ServingConstants, backend: str, generation: str) -> ServingConstants:
+    """Constants known of all engines on Hopper as a family is expected to have them.
+
+    Args:
+        constants: Of an eager engine on Hopper.
+        backend: Name of the engine.
+        generation: Of the GPU.
+    """
+    for factors in (BACKEND_FACTORS.get(backend, {}), GENERATION_FACTORS.get(generation, {})):
+        constants = replace(
+            constants, **{n: bounded(n, getattr(constants, n) * f) for n, f in factors.items()}
+        )
+    return constants
 
 
 def bounded(name: str, value: float) -> float:

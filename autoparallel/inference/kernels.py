@@ -11,8 +11,6 @@ TILE = (128.0, 256.0)
 """Output tile of one multiprocessor in a large GEMM."""
 NORM = 4.0
 """How two bounds of a time meet: a p-norm, since neither hides wholly behind the other."""
-FP8_ATTENTION = 1.6
-"""Rate of prompt attention on fp8 queries and keys over 16-bit ones (2407.08608, section 4.1)."""
 
 
 def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0) -> Num:
@@ -59,19 +57,12 @@ def elementwise_s(setting: Setting, tokens: Num, copies: Num = 1.0) -> Num:
     return moved / setting.machine.memory_bandwidth_bytes_per_s
 
 
-def prompt_attention_s(
-    setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num, kv_element_bytes: Num = 2.0
-) -> Num:
-    """Attention of one layer over `pairs` (query, key) pairs of `heads` query heads on this GPU.
-
-    With an fp8 cache engines compute in fp8, where the GPU can.
-    """
+def prompt_attention_s(setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num) -> Num:
+    """Attention of one layer over `pairs` (query, key) pairs of `heads` query heads on this GPU."""
     m, c = setting.shape, setting.constants
-    narrow = indicator(np.asarray(kv_element_bytes) < 2.0) * ("fp8" in setting.cluster.gpu.peak_flops_per_s)
-    faster = 1.0 + (FP8_ATTENTION - 1.0) * narrow
     share = c.attention_efficiency * prompt_tokens / (prompt_tokens + c.attention_half_tokens)
     flops = 2.0 * pairs * heads * (m.d_qk + m.d_v)
-    return flops / (setting.machine.bf16_flops_per_s * np.maximum(share, 1e-6) * faster)
+    return flops / (setting.machine.bf16_flops_per_s * np.maximum(share, 1e-6))
 
 
 def decode_attention_s(setting: Setting, cache_bytes: Num, flops: Num) -> Num:

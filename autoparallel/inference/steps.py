@@ -178,7 +178,7 @@ def attention_s(setting: Setting, instance: Instance, batch: Batch) -> Num:
     return (
         decode_attention_s(setting, cache, flops)
         + setting.constants.decode_attention_s * indicator(np.asarray(batch.decoding) > 0)
-        + prompt_attention_s(setting, pairs, length, heads, instance.kv_element_bytes)
+        + prompt_attention_s(setting, pairs, length, heads)
     )
 
 
