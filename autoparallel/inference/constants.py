@@ -32,7 +32,7 @@ class ServingConstants:
         0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
     )
     memory_bandwidth: Num = constant(
-        0.75, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
+        0.8, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
     )
     kernel_s: Num = constant(
         3e-6, 0.5e-6, 15e-6, "time a kernel takes however small it is, inside a CUDA graph"
@@ -125,7 +125,7 @@ ENGINE_NAMES = (
 
 GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
     "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
-    "blackwell": {"gemm_efficiency": 0.88, "memory_bandwidth": 0.85},
+    "blackwell": {"gemm_efficiency": 0.88, "memory_bandwidth": 0.95},
 }
 """Constants of a generation over those of Hopper before any run of it is known.
 

@@ -13,7 +13,9 @@ NORM = 4.0
 """How two bounds of a time meet: a p-norm, since neither hides wholly behind the other."""
 
 
-def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0) -> Num:
+def gemm_s(
+    setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0, share: Num = 1.0
+) -> Num:
     """Time of `matrices` products [m, k] x [k, n], without the start of the kernel.
 
     Arithmetic at a rate that ramps with the waves of output tiles, or reading the weights at the
@@ -26,12 +28,13 @@ def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: N
         n: Outputs on this GPU.
         k: Inputs on this GPU.
         matrices: Products of that size (experts of one layer).
+        share: Of the rate of arithmetic of a plain product.
     """
     c = setting.constants
     flops = 2.0 * m * n * k * matrices
     waves = m * n * matrices / (TILE[0] * TILE[1]) / setting.machine.sms
     ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
-    rate = setting.gemm_flops_per_s(precision) * ramp
+    rate = setting.gemm_flops_per_s(precision) * ramp * share
     moved = WEIGHT_BYTES[precision] * n * k * matrices
     moved = moved + (activation_bytes(precision) * k + 2.0 * n) * m * matrices
     bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth

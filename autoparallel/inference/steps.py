@@ -206,10 +206,12 @@ def experts_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
     imbalance = 1.0 + (c.expert_imbalance - 1.0) * indicator(np.asarray(ep) > 1)
     rows = everyone * m.K / ep / hit * imbalance + c.expert_padding
     width = m.f_e / expert_tp
-    up = gemm_s(setting, setting.precision, rows, (m.k - 1) * width, m.h, hit)
-    down = gemm_s(setting, setting.precision, rows, m.h, width, hit)
+    up, down = (
+        gemm_s(setting, setting.precision, rows, n, k, hit, c.moe_efficiency)
+        for n, k in (((m.k - 1) * width, m.h), (m.h, width))
+    )
     moved = elementwise_s(setting, tokens, m.K / expert_tp / 4.0)
-    return m.L_moe * ((up + down) / c.moe_efficiency + moved + c.moe_s)
+    return m.L_moe * (up + down + moved + c.moe_s)
 
 
 # --- communication and the host ------------------------------------------------------------------
