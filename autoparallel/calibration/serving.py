@@ -54,6 +54,7 @@ ISOLATED = (
     "kv_bandwidth",
     "all_reduce",
     "arm_host",
+    "prompts_in_line",
 )
 RESIDUAL_SCALE = {"ttft_ms": 0.25, "tpot_ms": 0.08}
 THROUGHPUT_SCALE = 0.08

@@ -32,7 +32,7 @@ class ServingConstants:
         0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
     )
     memory_bandwidth: Num = constant(
-        0.8, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
+        0.75, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
     )
     kernel_s: Num = constant(
         3e-6, 0.5e-6, 15e-6, "time a kernel takes however small it is, inside a CUDA graph"
@@ -56,10 +56,10 @@ class ServingConstants:
         1.0, 0.8, 4.0, "time of an engine's all-reduce over its isolated measured time"
     )
     moe_efficiency: Num = constant(
-        0.7, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
+        0.5, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
     )
     upcast_efficiency: Num = constant(
-        0.5, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
+        0.85, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
     )
     expert_padding: Num = constant(
         32.0, 0.0, 256.0, "rows by which the tiles of an expert's GEMM exceed its tokens, mean"
@@ -69,7 +69,7 @@ class ServingConstants:
         12.0, 2.0, 60.0, "times a layer reads or writes the hidden state outside its GEMMs"
     )
     moe_s: Num = constant(
-        20e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
+        40e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
     )
     step_s: Num = constant(
         1.0e-3, 0.0, 20e-3, "host time of a step that the GPU waits for: scheduling, sampling"
@@ -125,15 +125,13 @@ ENGINE_NAMES = (
 
 GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
     "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
-    "blackwell": {"gemm_efficiency": 0.88, "memory_bandwidth": 0.95},
+    "blackwell": {"gemm_efficiency": 0.88},
 }
 """Constants of a generation over those of Hopper before any run of it is known.
 
 `gemm_efficiency`: the rate `e` that `e w / (w + w0)` fits to isolated products of 512 rows and
 more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
 (`benchmarks/measured/microbench.csv`).
-`memory_bandwidth`: medians of 63 % on B200 and 74 % on H100 for products of at most 64 rows in the
-aiconfigurator GEMM tables (Apache-2.0).
 """
 
 
