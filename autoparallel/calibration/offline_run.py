@@ -17,7 +17,6 @@ import numpy as np
 from autoparallel.inference import Instance, Setting
 from autoparallel.inference.setting import FOUR_BIT, WEIGHT_BYTES
 from autoparallel.model import attention_parameters, embedding_parameters, parameters
-from autoparallel.measured.serving_rows import ServingRun
 from autoparallel.units import GIB, Num
 
 MEMORY_FRACTION = 0.95
@@ -38,7 +37,9 @@ def requests_sent(input_tokens: Num, output_tokens: Num) -> Num:
     return np.select(steps, [n for _, n in REQUESTS], FEWEST_REQUESTS)
 
 
-def offline_limits(case: Setting, instance: Instance, input_tokens: Num, output_tokens: Num) -> Instance:
+def offline_limits(
+    case: Setting, instance: Instance, input_tokens: Num, output_tokens: Num
+) -> Instance:
     """`instance` with the limits that the tool gives the engine for requests of these lengths."""
     sequences = _sequences(case, instance, input_tokens + output_tokens)
     sequences = np.minimum(sequences, MOST_SEQUENCES) / instance.pipeline_model_parallel_size
@@ -65,16 +66,9 @@ def _sequences(case: Setting, instance: Instance, tokens: Num) -> Num:
     width = np.where(np.asarray(m.r_kv) > 0, m.r_kv + m.d_rope, heads * (m.d_qk + m.d_v))
     held = PARAMETER_BYTES.get(case.precision, 2.0) * _elements(case)
     free = case.machine.memory_bytes * gpus - held
-    return np.maximum(free, GIB) * MEMORY_FRACTION / (m.L * width * instance.kv_element_bytes * tokens)
-
-
-def copied_attention(run: ServingRun) -> bool:
-    """Whether a run of a model with experts copied its attention on every GPU.
-
-    The published runs do; a row that states its mapping says otherwise.
-    """
-    stated = run.attention_copies > 1 or run.expert_parallel > 1
-    return not stated
+    return (
+        np.maximum(free, GIB) * MEMORY_FRACTION / (m.L * width * instance.kv_element_bytes * tokens)
+    )
 
 
 def _elements(case: Setting) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.calibration.offline_run import copied_attention, offline_limits, requests_sent
+from autoparallel.calibration.offline_run import offline_limits, requests_sent
 from autoparallel.errors import ConfigError, nearest
 from autoparallel.inference import (
     Instance,
@@ -179,14 +179,14 @@ def instance_of(case: Setting, readings: Sequence[ServingReading]) -> Instance:
     """The replicas that rows were measured on, as columns.
 
     Limits are the engine's defaults, or those of `offline_run` for runs of TensorRT-LLM without a
-    concurrency.
+    concurrency; these copy the attention of models with experts unless the row states a mapping.
     """
     engine, n = case.backend, len(readings)
     tp = _column(readings, lambda r: float(r.run.tensor_parallel))
     copies = _column(readings, lambda r: float(r.run.attention_copies))
     if _offline(readings[0]) and case.model.num_moe_experts:
-        spread = np.array([copied_attention(r.run) for r in readings])
-        tp, copies = np.where(spread, 1.0, tp), np.where(spread, tp, copies)
+        copied = np.array([not r.run.mapping_stated for r in readings])
+        tp, copies = np.where(copied, 1.0, tp), np.where(copied, tp, copies)
     found = Instance(
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=_column(readings, lambda r: float(r.run.pipeline_parallel)),

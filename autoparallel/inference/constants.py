@@ -93,7 +93,7 @@ class ServingConstants:
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
     )
     stream_s: Num = constant(
-        40e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
+        55e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
     )
     prompts_in_line: Num = constant(
         2.0, 0.1, 8.0, "prompts a closed-loop request waits behind in steady state"
@@ -137,11 +137,14 @@ more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
 
 BACKEND_FACTORS: Mapping[str, Mapping[str, float]] = {
     "vllm": {"prefill_layer_s": 0.45, "prefill_moe_s": 0.45},
+    "tensorrt-llm": {"stream_s": 2.0},
 }
-"""Constants of a backend over those of an engine that runs its prompts in PyTorch's eager mode.
+"""Constants of a backend over those of an engine that runs its prompts eagerly.
 
-vLLM compiles the layers of a prompt step and starts them as a few captured pieces each
-(`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to be left.
+`prefill_layer_s`: vLLM compiles the layers of a prompt step and starts them as a few captured
+pieces each (`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to
+be left. `stream_s`: TensorRT-LLM 1.0's front end stops at 9,200 tokens/s whatever the tensor size
+(Llama-3.1-8B, 128 clients, `benchmarks/measured/inference.csv`), SGLang's at 15,000 to 19,000.
 """
 
 

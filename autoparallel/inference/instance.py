@@ -58,5 +58,5 @@ class Instance:
         each = np.ceil(decoding / self.attention_data_parallel_size)
         sizes = np.array(COARSE_GRAPHS, dtype=np.float64)
         graph = sizes[np.searchsorted(sizes, each).clip(max=sizes.size - 1)]
-        rows = np.maximum(graph - each, 0.0) * self.attention_data_parallel_size
+        rows: Num = np.maximum(graph - each, 0.0) * self.attention_data_parallel_size
         return self.coarse_graphs * rows

@@ -92,6 +92,7 @@ def _prompt_steps(instance: Instance, load: Load, requests: Num, most: Num) -> N
 
     Those of the first wave find from none to all places taken, the others all.
     """
+
     def steps_of_one(running: Num) -> Num:
         room = np.minimum(prompt_room(instance, load, running), np.maximum(most, 1.0))
         return 1.0 / room

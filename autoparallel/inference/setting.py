@@ -29,7 +29,6 @@ ACTIVATION_BYTES = {"bf16": 2.0, "fp16": 2.0, "nvfp4": 0.5625}
 """Bytes of one activation that a GEMM reads; 1 where not named."""
 
 
-
 def activation_bytes(precision: str) -> float:
     """Bytes of one activation that a GEMM with weights in `precision` reads."""
     return ACTIVATION_BYTES.get(precision, 1.0)

@@ -99,7 +99,8 @@ def mixed_step(setting: Setting, instance: Instance, batch: Batch) -> StepTime:
     ) / copies
     layers = setting.shape.L
     parts = {
-        "gemm_s": dense_gemms_s(setting, instance, tokens) + logits_s(setting, instance, sequences + batch.padding / copies),
+        "gemm_s": dense_gemms_s(setting, instance, tokens)
+        + logits_s(setting, instance, sequences + batch.padding / copies),
         "attention_s": layers * attention_s(setting, instance, batch),
         "experts_s": experts_s(setting, instance, tokens),
         "tp_comm_s": tp_comm_s(setting, instance, tokens),
