@@ -322,12 +322,14 @@ def with_spread(
 ) -> dict[str, ServingCalibration]:
     """Calibrations with spreads from predictions of left-out models.
 
-    The spread is what covers 90 % of a family's log errors, of all rows' where the family has few.
+    The spread is what covers 90 % of a family's log errors, of all rows' where the family has few;
+    rows that cannot be fitted say nothing of it.
     """
     error = np.log(blind / np.array([r.run.value for r in readings]))
+    possible = {id(r) for r in fittable(readings)}
     kinds = np.array([metric(r) for r in readings])
     families = np.array([r.family for r in readings])
-    usable = np.isfinite(error)
+    usable = np.isfinite(error) & np.array([id(r) in possible for r in readings])
 
     def deviation(family: str, kind: str) -> float:
         mine = usable & (kinds == kind)

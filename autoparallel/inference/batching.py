@@ -35,8 +35,8 @@ class Load:
         accepted_tokens: Tokens a decode step yields a sequence: 1, more with speculation.
         rounds: Requests each client of the closed loop sends; the first of all clients come at
             once. Infinity leaves the steady state.
-        served: 1 where answers are streamed through the server's front end, 0 where the engine is
-            driven offline.
+        served: 1 where answers are streamed through the server's front end, more where that is an
+            older and slower one, 0 where the engine is driven offline.
     """
 
     input_tokens: Num

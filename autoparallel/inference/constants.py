@@ -126,25 +126,24 @@ ENGINE_NAMES = (
 GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
     "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
     "blackwell": {"gemm_efficiency": 0.88},
+    "cdna3": {"gemm_efficiency": 0.64, "gemm_ramp_waves": 0.5, "narrow_ramp_waves": 0.5},
 }
 """Constants of a generation over those of Hopper before any run of it is known.
 
 `gemm_efficiency`: the rate `e` that `e w / (w + w0)` fits to isolated products of 512 rows and
 more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
-(`benchmarks/measured/microbench.csv`).
+(`benchmarks/measured/microbench.csv`); on MI300X the best product reaches 51 % of the peak where
+H100's reaches 80 % (`measured_matmul_tflops` of the catalog).
+`*_ramp_waves`: a compute unit of MI300X does half of the work of a Hopper multiprocessor.
 """
-
-
 BACKEND_FACTORS: Mapping[str, Mapping[str, float]] = {
     "vllm": {"prefill_layer_s": 0.45, "prefill_moe_s": 0.45},
-    "tensorrt-llm": {"stream_s": 2.0},
 }
 """Constants of a backend over those of an engine that runs its prompts eagerly.
 
 `prefill_layer_s`: vLLM compiles the layers of a prompt step and starts them as a few captured
 pieces each (`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to
-be left. `stream_s`: TensorRT-LLM 1.0's front end stops at 9,200 tokens/s whatever the tensor size
-(Llama-3.1-8B, 128 clients, `benchmarks/measured/inference.csv`), SGLang's at 15,000 to 19,000.
+be left.
 """
 
 

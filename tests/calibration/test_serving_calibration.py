@@ -32,7 +32,7 @@ from autoparallel.inference.constants import (
     GENERATION_FACTORS,
     ServingConstants,
     bounds,
-    for_generation,
+    expected,
 )
 from autoparallel.measured.serving_rows import ServingRun
 
@@ -94,7 +94,7 @@ def test_priors_lie_inside_their_bounds_and_so_do_other_generations():
         low, high = bounds(name)
         assert low < getattr(PRIOR, name) < high
         for generation in GENERATION_FACTORS:
-            assert low <= getattr(for_generation(PRIOR, generation), name) <= high
+            assert low <= getattr(expected(PRIOR, "sglang", generation), name) <= high
 
 
 def calibration(family, **constants):
