@@ -106,7 +106,7 @@ def _kv_bytes(run: ServingRun, case: Setting) -> float:
             raise ConfigError(f"kv_dtype: {run.kv_dtype!r} is not one of {', '.join(KV_BYTES)}")
         return KV_BYTES[run.kv_dtype.lower()]
     quantised = case.precision in ("fp8", "nvfp4")
-    if _offline_run(run, case) and case.precision == "mxfp4":
+    if _is_offline(run, case) and case.precision == "mxfp4":
         return 1.0 if "nvfp4" in case.cluster.gpu.peak_flops_per_s else 2.0
     nvidia = run.model.startswith("nvidia/") and _vllm_release(run) >= (0, 13)
     return 1.0 if quantised and (case.backend.name == "tensorrt-llm" or nvidia) else 2.0
@@ -168,7 +168,7 @@ def _figures(case: Setting, readings: Sequence[ServingReading]) -> Column:
 def _offline_figures(
     case: Setting, readings: Sequence[ServingReading], instance: Instance, load: Load
 ) -> Column:
-    """Throughput of TensorRT-LLM's runs; what a whole run has no latency for is NaN."""
+    """Throughput of TensorRT-LLM's runs: all tokens over the whole run."""
     gpus = _column(readings, lambda r: float(r.run.num_gpus))
     requests = requests_sent(load.input_tokens, load.output_tokens)
     share = np.asarray(instance.gpus) / gpus
@@ -208,10 +208,10 @@ def instance_of(case: Setting, readings: Sequence[ServingReading]) -> Instance:
 
 def _offline(reading: ServingReading) -> bool:
     """Whether a row is one of TensorRT-LLM's throughput runs."""
-    return _offline_run(reading.run, reading.case)
+    return _is_offline(reading.run, reading.case)
 
 
-def _offline_run(run: ServingRun, case: Setting) -> bool:
+def _is_offline(run: ServingRun, case: Setting) -> bool:
     return run.concurrency is None and case.backend.name == "tensorrt-llm"
 
 

@@ -15,6 +15,8 @@ times and latencies, each a scalar or [N].
     steps           `mixed_step(setting, instance, Batch(...))` -> `StepTime` with its parts;
                     `decode_step_s`, `prefill_step_s`, `mixed_step_s` are totals
     batching        `Load`, `closed_loop`, `poisson`, `max_throughput` -> `Latencies`
+    offline         `offline_run(setting, instance, load, requests)` -> `OfflineRun`: so many
+                    requests, all given at once
 """
 
 from __future__ import annotations

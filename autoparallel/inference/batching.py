@@ -224,8 +224,7 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
             prompts=together,
         ),
     )
-    padded = Batch(decoding=b, context_tokens=context, padding=instance.padding(b))
-    decode = mixed_step(setting, instance, padded)
+    decode = mixed_step(setting, instance, Batch(decoding=b, context_tokens=context))
     shared = mixed * prompt_steps * (b - 1.0) / b
     plain = np.maximum(decode_steps - shared, 0.0)
     engine_s = prompt_steps * prompt.total + plain * decode.total + c.request_s

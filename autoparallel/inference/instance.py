@@ -28,8 +28,8 @@ class Instance:
         max_num_tokens: Token budget of a step, prompt and generated tokens together.
         memory_fraction: What the engine is told to use, as the backend means it.
         whole_prompts: 1 where a prompt is not split over steps (no chunked prefill).
-        coarse_graphs: 1 where decode batches are padded to `COARSE_GRAPHS`, few and far apart; a
-            finer list is not felt.
+        coarse_graphs: 1 where an offline run pads its decode batches to `COARSE_GRAPHS`, few and
+            far apart; a finer list is not felt.
     """
 
     tensor_model_parallel_size: Num = 1.0
