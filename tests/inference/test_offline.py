@@ -45,6 +45,12 @@ def test_a_longer_run_gets_closer_to_the_steady_state():
     assert rates[-1] == pytest.approx(float(steady), rel=0.15)
 
 
+def test_a_wave_that_fills_the_places_in_part_takes_its_whole_answers():
+    half, two = (offline_run(CASE, LIMITED, LOAD, n) for n in (96.0, 128.0))
+    assert half.steps > 400
+    assert half.mean_running < two.mean_running
+
+
 def test_one_request_takes_its_prompt_and_a_step_a_token():
     run = offline_run(CASE, LIMITED, LOAD, 1.0)
     assert (run.running, run.prompt_steps) == (1, 1)
