@@ -16,6 +16,7 @@ import numpy as np
 
 from autoparallel.hardware import Cluster
 from autoparallel.inference import Load, backend, closed_loop, setting
+from autoparallel.inference.calibrated import ServingCalibration
 from autoparallel.inference.instance import Instance
 from autoparallel.inference.options import Demand, Limits, Options, instance_rows
 from autoparallel.inference.refinement import refined
@@ -83,6 +84,13 @@ def solve(request: ServingRequest, *, top: int = TOP) -> Solved:
         entries=entries,
     )
     return Solved(request=request, plan=plan, found=found)
+
+
+def calibration_of(solved: Solved) -> ServingCalibration:
+    """Whose constants the first deployment of a plan rests on."""
+    first = solved.plan.entries[0]
+    known = {s.backend.name: s.calibration for s in solved.found.question.settings}
+    return known[first.backend]
 
 
 def _listed(

@@ -29,7 +29,7 @@ from autoparallel.inference.constants import (
     CONSTANT_NAMES,
     ServingConstants,
     bounds,
-    for_generation,
+    expected,
 )
 from autoparallel.inference.setting import Setting
 from autoparallel.model import active_parameters
@@ -54,6 +54,7 @@ ISOLATED = (
     "kv_bandwidth",
     "all_reduce",
     "arm_host",
+    "prompts_in_line",
 )
 RESIDUAL_SCALE = {"ttft_ms": 0.25, "tpot_ms": 0.08}
 THROUGHPUT_SCALE = 0.08
@@ -218,7 +219,7 @@ def calibrate_serving(
     """
     rows = fittable(readings)
     every = fit_serving(
-        rows, ServingConstants(), PRIOR_WIDTH, lambda c, s: for_generation(c, _generation(s))
+        rows, ServingConstants(), PRIOR_WIDTH, lambda c, s: expected(c, *_family(s))
     )
     fits = {EVERYTHING: every}
     found = {EVERYTHING: _calibration(EVERYTHING, every, rows, source, PRIOR_WIDTH)}
@@ -226,14 +227,15 @@ def calibrate_serving(
         if families is not None and family not in families:
             continue
         own = [r for r in rows if r.family == family]
-        prior = for_generation(every.constants, _generation(own[0].case))
+        prior = expected(every.constants, *_family(own[0].case))
         fits[family] = fit_serving(own, prior, FAMILY_WIDTH, lambda c, s: c)
         found[family] = _calibration(family, fits[family], own, source, FAMILY_WIDTH)
     return ServingOutcome(found=found, fits=fits)
 
 
-def _generation(setting: Setting) -> str:
-    return setting.cluster.gpu.generation
+def _family(setting: Setting) -> tuple[str, str]:
+    """Backend and GPU generation."""
+    return setting.backend.name, setting.cluster.gpu.generation
 
 
 def _calibration(
@@ -255,7 +257,7 @@ def predicted_with(known: Known, readings: Sequence[ServingReading]) -> Column:
     """Figures of `readings` by calibrations `known`, borrowed where a family has none [N]."""
     return predicted(
         readings,
-        lambda s: chosen(known, s.backend.name, _generation(s)).constants,
+        lambda s: chosen(known, *_family(s)).constants,
     )
 
 
@@ -320,12 +322,14 @@ def with_spread(
 ) -> dict[str, ServingCalibration]:
     """Calibrations with spreads from predictions of left-out models.
 
-    The spread is what covers 90 % of a family's log errors, of all rows' where the family has few.
+    The spread is what covers 90 % of a family's log errors, of all rows' where the family has few;
+    rows that cannot be fitted say nothing of it.
     """
     error = np.log(blind / np.array([r.run.value for r in readings]))
+    possible = {id(r) for r in fittable(readings)}
     kinds = np.array([metric(r) for r in readings])
     families = np.array([r.family for r in readings])
-    usable = np.isfinite(error)
+    usable = np.isfinite(error) & np.array([id(r) in possible for r in readings])
 
     def deviation(family: str, kind: str) -> float:
         mine = usable & (kinds == kind)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from autoparallel.cli import common, screen
+from autoparallel.cli import infer_flags as flag
 from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
@@ -19,112 +20,34 @@ if TYPE_CHECKING:
 
 
 def infer_verb(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
-    ] = None,
+    overrides: flag.Overrides = None,
     model: common.ModelFlag = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option("--gpus", help="Number of GPUs, or auto: the fewest.", metavar="N|auto"),
-    ] = None,
+    gpus: flag.GpusFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
-    prefill_cluster: Annotated[
-        str | None,
-        typer.Option("--prefill-cluster", help="Other GPUs that prefill.", metavar="NAME"),
-    ] = None,
-    prefill_gpus: Annotated[
-        int | None, typer.Option("--prefill-gpus", help="How many of those.", metavar="N")
-    ] = None,
-    input_tokens: Annotated[
-        int | None, typer.Option("--input-tokens", help="Prompt of a request.", metavar="N")
-    ] = None,
-    output_tokens: Annotated[
-        int | None, typer.Option("--output-tokens", help="Answer of a request.", metavar="N")
-    ] = None,
-    prefix_tokens: Annotated[
-        int | None,
-        typer.Option("--prefix-tokens", help="Prompt tokens in the prefix cache.", metavar="N"),
-    ] = None,
-    accepted_tokens: Annotated[
-        float | None,
-        typer.Option(
-            "--accepted-tokens", help="Tokens a decode step yields (speculation).", metavar="X"
-        ),
-    ] = None,
-    ttft_ms: Annotated[
-        float | None, typer.Option("--ttft-ms", help="Limit: time to first token.", metavar="MS")
-    ] = None,
-    tpot_ms: Annotated[
-        float | None, typer.Option("--tpot-ms", help="Limit: time per later token.", metavar="MS")
-    ] = None,
-    e2e_ms: Annotated[
-        float | None, typer.Option("--e2e-ms", help="Limit: whole request.", metavar="MS")
-    ] = None,
-    percentile: Annotated[
-        str | None,
-        typer.Option(
-            "--percentile", help="What limits bind: mean, p50, p90 or p99 [mean].", metavar="WORD"
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            "--objective",
-            help="What is best: throughput, latency or cost [throughput].",
-            metavar="WORD",
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            "--backend",
-            help="vllm, sglang, tensorrt-llm, with commas, or all [all].",
-            metavar="A,B,...",
-        ),
-    ] = None,
-    request_rate: Annotated[
-        float | None,
-        typer.Option("--request-rate", help="Load: requests a second, at random.", metavar="R"),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option("--concurrency", help="Load: clients of a closed loop.", metavar="C"),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", help="Load: CSV with arrival,input,output.", metavar="FILE"),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            help="Of weights: bf16, fp8, ... [the checkpoint's own].",
-            metavar="A,B,...",
-        ),
-    ] = None,
-    kv_dtype: Annotated[
-        str | None,
-        typer.Option("--kv-dtype", help="Of the KV cache: bf16, fp8 [bf16].", metavar="A,B,..."),
-    ] = None,
-    disaggregated: Annotated[
-        str | None,
-        typer.Option(
-            "--disaggregated",
-            help="Prefill apart from decode: auto, on or off [auto].",
-            metavar="WORD",
-        ),
-    ] = None,
-    from_plan: Annotated[
-        Path | None,
-        typer.Option("--from-plan", help="Model and cluster of a training run.", metavar="RUN"),
-    ] = None,
+    prefill_cluster: flag.PrefillClusterFlag = None,
+    prefill_gpus: flag.PrefillGpusFlag = None,
+    input_tokens: flag.InputTokensFlag = None,
+    output_tokens: flag.OutputTokensFlag = None,
+    prefix_tokens: flag.PrefixTokensFlag = None,
+    accepted_tokens: flag.AcceptedTokensFlag = None,
+    ttft_ms: flag.TtftMsFlag = None,
+    tpot_ms: flag.TpotMsFlag = None,
+    e2e_ms: flag.E2eMsFlag = None,
+    percentile: flag.PercentileFlag = None,
+    objective: flag.ObjectiveFlag = None,
+    backend: flag.BackendFlag = None,
+    request_rate: flag.RequestRateFlag = None,
+    concurrency: flag.ConcurrencyFlag = None,
+    trace: flag.TraceFlag = None,
+    precision: flag.PrecisionFlag = None,
+    kv_dtype: flag.KvDtypeFlag = None,
+    disaggregated: flag.DisaggregatedFlag = None,
+    from_plan: flag.FromPlanFlag = None,
     allow: common.AllowFlag = None,
-    top: Annotated[int, typer.Option("--top", help="Deployments to list.", metavar="N")] = 10,
+    top: flag.TopFlag = 10,
     json: common.JsonFlag = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
-    ] = None,
+    out: flag.OutFlag = None,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
@@ -231,7 +154,7 @@ def _answer(
 
 def _show(solved: Solved, quiet: bool) -> None:
     from autoparallel.cli import serving_view
-    from autoparallel.serving_planning import tied
+    from autoparallel.serving_planning import calibration_of, tied
 
     plan, request = solved.plan, solved.request
     head = [] if quiet else screen.prose(serving_view.first_line(request))
@@ -245,6 +168,7 @@ def _show(solved: Solved, quiet: bool) -> None:
     if not quiet:
         lines += serving_view.decision(plan.entries[0], sum(equal) - 1, request)
         lines += serving_view.shares(plan.entries[0])
+        lines += serving_view.rests_on(calibration_of(solved), plan.entries[0])
         lines += serving_view.sieve(plan)
     screen.show(lines)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
+from autoparallel.constants import NORMAL_90
 from autoparallel.reporting.serving_wording import deployment, outcome, rate
 from autoparallel.reporting.wording import number
 from autoparallel.units import GIB
 
 if TYPE_CHECKING:
+    from autoparallel.inference.calibrated import ServingCalibration
     from autoparallel.request import ServingRequest
     from autoparallel.serving_plan import ServingEntry, ServingPlan
 
@@ -122,6 +125,25 @@ def shares(entry: ServingEntry) -> list[Line]:
             ]
             lines += prose(f"A {kind} step of 1: {total * 1e3:.1f} ms, {', '.join(words)}.", "dim")
     return lines
+
+
+def rests_on(found: ServingCalibration, entry: ServingEntry) -> list[Line]:
+    """How far the latencies of `entry` may be off, and whose figures that rests on."""
+    ranges = []
+    for name in ("ttft_ms", "tpot_ms"):
+        value = getattr(entry, name)
+        if value is not None:
+            kind = name.removesuffix("_ms")
+            factor = math.exp(NORMAL_90 * getattr(found.spread, kind))
+            ranges.append(f"{kind.upper()} {value / factor:,.1f} to {value * factor:,.1f} ms")
+    text = f"With 90 % {' and '.join(ranges)}. " if ranges else ""
+    if found.state == "measured":
+        text += f"Numbers rest on {found.rows} measured figures of {found.family}"
+    else:
+        text += f"No figure of {found.family} is known: numbers are assumed"
+        if found.borrowed_from:
+            text += f", borrowed from {found.borrowed_from}"
+    return prose(f"{text} ({found.source})." if found.source else f"{text}.", "dim")
 
 
 def sieve(plan: ServingPlan) -> list[Line]:

@@ -15,6 +15,8 @@ times and latencies, each a scalar or [N].
     steps           `mixed_step(setting, instance, Batch(...))` -> `StepTime` with its parts;
                     `decode_step_s`, `prefill_step_s`, `mixed_step_s` are totals
     batching        `Load`, `closed_loop`, `poisson`, `max_throughput` -> `Latencies`
+    offline         `offline_run(setting, instance, load, requests)` -> `OfflineRun`: so many
+                    requests, all given at once
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 from autoparallel.inference.backend import BACKENDS, Backend, backend
 from autoparallel.inference.batching import Latencies, Load, closed_loop, max_throughput, poisson
 from autoparallel.inference.instance import Instance
+from autoparallel.inference.offline import OfflineRun, offline_run
 from autoparallel.inference.setting import Setting, setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 
@@ -32,12 +35,14 @@ __all__ = [
     "Instance",
     "Latencies",
     "Load",
+    "OfflineRun",
     "Setting",
     "StepTime",
     "backend",
     "closed_loop",
     "max_throughput",
     "mixed_step",
+    "offline_run",
     "poisson",
     "setting",
 ]

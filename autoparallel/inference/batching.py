@@ -35,8 +35,8 @@ class Load:
         accepted_tokens: Tokens a decode step yields a sequence: 1, more with speculation.
         rounds: Requests each client of the closed loop sends; the first of all clients come at
             once. Infinity leaves the steady state.
-        served: 1 where answers are streamed through the server's front end, 0 where the engine is
-            driven offline.
+        served: 1 where answers are streamed through the server's front end, more where that is an
+            older and slower one, 0 where the engine is driven offline.
     """
 
     input_tokens: Num
@@ -96,19 +96,35 @@ class _Cycle:
 
 
 def running_limit(setting: Setting, instance: Instance, load: Load) -> Num:
-    """Requests the replica can run at once: by its batch limit, KV cache and token budget.
-
-    A step's budget holds what the running requests generate and the prompts that replace those that
-    finish: with more running, prompts come in more slowly than answers end.
-    """
+    """Requests the replica can run at once: by its batch limit, KV cache and token budget."""
     room = kv_capacity_sequences(setting, instance, load.input_tokens + load.output_tokens)
     copies = instance.attention_data_parallel_size * instance.pipeline_model_parallel_size
-    batch = instance.max_batch_size * copies
-    new = np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
-    share = load.output_tokens / (new + load.output_tokens)
-    budget = instance.max_num_tokens * copies * share
-    limit = np.minimum(room, np.minimum(batch, budget) if setting.backend.mixed_steps else batch)
+    limit = np.minimum(room, instance.max_batch_size * copies)
+    if setting.backend.mixed_steps:
+        limit = np.minimum(limit, _budget_limit(instance, load) * copies)
     return np.maximum(limit, 1.0)
+
+
+def _budget_limit(instance: Instance, load: Load) -> Num:
+    """Requests of one copy that the token budget of a step keeps going.
+
+    A step's budget holds what the running requests generate and the prompts that replace those that
+    finish: with more running, prompts come in more slowly than answers end. Where prompts are not
+    split, a whole number of them goes into a step.
+    """
+    new, budget = new_tokens(load), instance.max_num_tokens
+    prompts = budget / (new + load.output_tokens)
+    fewer = np.floor(prompts)
+    whole = np.maximum(fewer * load.output_tokens, budget - (fewer + 1.0) * new)
+    limit: Num = np.where(
+        np.asarray(instance.whole_prompts) > 0, whole, prompts * load.output_tokens
+    )
+    return limit
+
+
+def new_tokens(load: Load) -> Num:
+    """Tokens of a prompt that are not in the prefix cache."""
+    return np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
 
 
 def closed_loop(setting: Setting, instance: Instance, load: Load) -> Latencies:
@@ -189,13 +205,11 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
     """
     c, lanes = setting.constants, instance.pipeline_model_parallel_size
     b = np.maximum(running / lanes, 1.0)
-    new = np.maximum(load.input_tokens - load.prefix_tokens, 1.0)
+    new = new_tokens(load)
     decode_steps = np.maximum(load.output_tokens - 1.0, 0.0) / load.accepted_tokens
     context = load.input_tokens + load.output_tokens / 2
     together = np.maximum(b / np.maximum(decode_steps, 1.0), 1.0)
-    copies = instance.attention_data_parallel_size
-    budget = np.maximum(instance.max_num_tokens * copies - b, 1.0)
-    chunk = np.minimum(budget, new * together)
+    chunk = np.minimum(prompt_room(instance, load, b) * new, new * together)
     prompt_steps = b * new / chunk
     attended = load.prefix_tokens + new / 2
     mixed = float(setting.backend.mixed_steps)
@@ -229,6 +243,18 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
         decode=decode,
         prompt=prompt,
     )
+
+
+def prompt_room(instance: Instance, load: Load, running: Num) -> Num:
+    """Prompts that fit into a step beside `running` decodes of one lane.
+
+    Less than one where a prompt is split; a whole number where prompts are not.
+    """
+    new, copies = new_tokens(load), instance.attention_data_parallel_size
+    split = np.maximum(instance.max_num_tokens - running / copies, 1.0) / new
+    whole = np.asarray(instance.whole_prompts) > 0
+    room: Num = np.where(whole, np.maximum(np.floor(split), 1.0), split) * copies
+    return room
 
 
 def prompts_ahead(setting: Setting, load: Load, running: Num) -> Num:

@@ -14,7 +14,7 @@ from autoparallel.inference.constants import (
     CONSTANT_NAMES,
     ENGINE_NAMES,
     ServingConstants,
-    for_generation,
+    expected,
 )
 from autoparallel.profiles import GENERATIONS, record, row_count
 from autoparallel.strict_yaml import read_yaml
@@ -104,15 +104,14 @@ def chosen(
     if family in known:
         return known[family]
     base = known.get(EVERYTHING, ServingCalibration(family=EVERYTHING))
-    constants = for_generation(base.constants, generation)
+    constants = expected(base.constants, backend, generation)
     kernels, engine = _same_generation(known, generation), _same_backend(known, backend, generation)
     if kernels:
         names = [n for n in CONSTANT_NAMES if n not in ENGINE_NAMES]
         constants = _taken(constants, kernels.constants, names)
     if engine:
         constants = _taken(constants, engine.constants, ENGINE_NAMES)
-    lenders = [(kernels or base).family, (engine or base).family]
-    return _borrowed(replace(base, constants=constants), family, lenders)
+    return _borrowed(replace(base, constants=constants), family, (kernels or base, engine or base))
 
 
 def _taken(to: ServingConstants, giver: ServingConstants, names: Iterable[str]) -> ServingConstants:
@@ -134,14 +133,20 @@ def _same_backend(
     return next((known[f"{backend}-{g}"] for g in near if f"{backend}-{g}" in known), None)
 
 
-def _borrowed(found: ServingCalibration, family: str, lenders: Iterable[str]) -> ServingCalibration:
-    wider = {f.name: getattr(found.spread, f.name) * BORROWED_SPREAD for f in fields(ServingSpread)}
+def _borrowed(
+    found: ServingCalibration, family: str, lenders: Sequence[ServingCalibration]
+) -> ServingCalibration:
+    """`found` as the calibration of `family`: assumed, and less sure than any of its lenders."""
+    widest = {
+        f.name: max(getattr(c.spread, f.name) for c in (found, *lenders))
+        for f in fields(ServingSpread)
+    }
     return replace(
         found,
         family=family,
-        spread=ServingSpread(**wider),
+        spread=ServingSpread(**{k: min(v * BORROWED_SPREAD, 3.0) for k, v in widest.items()}),
         state="assumed",
-        borrowed_from=" and ".join(dict.fromkeys(lenders)),
+        borrowed_from=" and ".join(dict.fromkeys(c.family for c in lenders)),
         measured_names=(),
         source=found.source or "priors: no profile was found",
     )

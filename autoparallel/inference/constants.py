@@ -16,7 +16,13 @@ from autoparallel.units import Num
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServingConstants:
-    """Bounded, physically meaningful numbers of one serving engine on one GPU generation."""
+    """Bounded, physically meaningful numbers of one serving engine on one GPU generation.
+
+    Assumed defaults worth a word: a layer run eagerly starts some 35 kernels at 10 to 15 us each
+    (`prefill_layer_s`); grouped products of experts reach half of a plain one's rate
+    (`moe_efficiency`, in arithmetic; they read their weights like any other), and 4-bit weights
+    are widened beside the arithmetic, not before it (`upcast_efficiency`).
+    """
 
     gemm_efficiency: Num = constant(
         0.78, 0.4, 0.88, "share of the dense bf16 peak that a large GEMM reaches"
@@ -56,10 +62,10 @@ class ServingConstants:
         1.0, 0.8, 4.0, "time of an engine's all-reduce over its isolated measured time"
     )
     moe_efficiency: Num = constant(
-        0.7, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
+        0.5, 0.2, 1.0, "rate of the experts' grouped GEMM over a plain one of the same size"
     )
     upcast_efficiency: Num = constant(
-        0.5, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
+        0.85, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
     )
     expert_padding: Num = constant(
         32.0, 0.0, 256.0, "rows by which the tiles of an expert's GEMM exceed its tokens, mean"
@@ -69,7 +75,7 @@ class ServingConstants:
         12.0, 2.0, 60.0, "times a layer reads or writes the hidden state outside its GEMMs"
     )
     moe_s: Num = constant(
-        20e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
+        40e-6, 2e-6, 150e-6, "routing, permutation and combination of one MoE layer, fixed part"
     )
     step_s: Num = constant(
         1.0e-3, 0.0, 20e-3, "host time of a step that the GPU waits for: scheduling, sampling"
@@ -81,10 +87,10 @@ class ServingConstants:
         3e-3,
         0.0,
         60e-3,
-        "extra time of a step with prompt tokens, which runs outside the CUDA graphs",
+        "host time to start a step with prompt tokens, which runs outside the CUDA graphs",
     )
     prefill_layer_s: Num = constant(
-        100e-6, 5e-6, 600e-6, "the same for every layer, whose kernels are started one by one"
+        450e-6, 20e-6, 1.5e-3, "the same for every layer, whose kernels are started one by one"
     )
     prefill_moe_s: Num = constant(
         100e-6, 5e-6, 600e-6, "the same for the experts' part of every MoE layer"
@@ -93,7 +99,7 @@ class ServingConstants:
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
     )
     stream_s: Num = constant(
-        40e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
+        55e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
     )
     prompts_in_line: Num = constant(
         2.0, 0.1, 8.0, "prompts a closed-loop request waits behind in steady state"
@@ -125,24 +131,41 @@ ENGINE_NAMES = (
 
 GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
     "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
-    "blackwell": {"gemm_efficiency": 0.88, "memory_bandwidth": 0.85},
+    "blackwell": {"gemm_efficiency": 0.88},
+    "cdna3": {"gemm_efficiency": 0.64, "gemm_ramp_waves": 0.5, "narrow_ramp_waves": 0.5},
 }
 """Constants of a generation over those of Hopper before any run of it is known.
 
 `gemm_efficiency`: the rate `e` that `e w / (w + w0)` fits to isolated products of 512 rows and
 more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
-(`benchmarks/measured/microbench.csv`).
-`memory_bandwidth`: medians of 63 % on B200 and 74 % on H100 for products of at most 64 rows in the
-aiconfigurator GEMM tables (Apache-2.0).
+(`benchmarks/measured/microbench.csv`); on MI300X the best product reaches 51 % of the peak where
+H100's reaches 80 % (`measured_matmul_tflops` of the catalog).
+`*_ramp_waves`: a compute unit of MI300X does half of the work of a Hopper multiprocessor.
+"""
+BACKEND_FACTORS: Mapping[str, Mapping[str, float]] = {
+    "vllm": {"prefill_layer_s": 0.45, "prefill_moe_s": 0.45},
+}
+"""Constants of a backend over those of an engine that runs its prompts eagerly.
+
+`prefill_layer_s`: vLLM compiles the layers of a prompt step and starts them as a few captured
+pieces each (`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to
+be left.
 """
 
 
-def for_generation(constants: ServingConstants, generation: str) -> ServingConstants:
-    """Constants known on Hopper as another generation is expected to have them, in their bounds."""
-    factors = GENERATION_FACTORS.get(generation, {})
-    return replace(
-        constants, **{n: bounded(n, getattr(constants, n) * f) for n, f in factors.items()}
-    )
+def expected(constants: ServingConstants, backend: str, generation: str) -> ServingConstants:
+    """Constants known of all engines on Hopper as a family is expected to have them.
+
+    Args:
+        constants: Of an eager engine on Hopper.
+        backend: Name of the engine.
+        generation: Of the GPU.
+    """
+    for factors in (BACKEND_FACTORS.get(backend, {}), GENERATION_FACTORS.get(generation, {})):
+        constants = replace(
+            constants, **{n: bounded(n, getattr(constants, n) * f) for n, f in factors.items()}
+        )
+    return constants
 
 
 def bounded(name: str, value: float) -> float:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoparallel.inference.setting import ACTIVATION_BYTES, WEIGHT_BYTES, Setting
+from autoparallel.inference.setting import WEIGHT_BYTES, Setting, activation_bytes
 from autoparallel.units import Num, indicator
 
 TILE = (128.0, 256.0)
 """Output tile of one multiprocessor in a large GEMM."""
 NORM = 4.0
-"""How the two bounds of a GEMM meet: a p-norm, since neither hides wholly behind the other."""
+"""How two bounds of a time meet: a p-norm, since neither hides wholly behind the other."""
 
 
-def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0) -> Num:
+def gemm_s(
+    setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: Num = 1.0, share: Num = 1.0
+) -> Num:
     """Time of `matrices` products [m, k] x [k, n], without the start of the kernel.
 
     Arithmetic at a rate that ramps with the waves of output tiles, or reading the weights at the
@@ -26,17 +28,26 @@ def gemm_s(setting: Setting, precision: str, m: Num, n: Num, k: Num, matrices: N
         n: Outputs on this GPU.
         k: Inputs on this GPU.
         matrices: Products of that size (experts of one layer).
+        share: Of the rate of arithmetic of a plain product.
     """
     c = setting.constants
     flops = 2.0 * m * n * k * matrices
     waves = m * n * matrices / (TILE[0] * TILE[1]) / setting.machine.sms
     ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
-    rate = setting.gemm_flops_per_s(precision) * ramp
+    rate = setting.gemm_flops_per_s(precision) * ramp * share
     moved = WEIGHT_BYTES[precision] * n * k * matrices
-    moved = moved + (ACTIVATION_BYTES.get(precision, 1.0) * k + 2.0 * n) * m * matrices
+    moved = moved + (activation_bytes(precision) * k + 2.0 * n) * m * matrices
     bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
     compute = flops / np.maximum(rate, 1.0)
-    return (compute**NORM + (moved / bandwidth) ** NORM) ** (1.0 / NORM)
+    return longer(compute, moved / bandwidth)
+
+
+def longer(one: Num, other: Num) -> Num:
+    """The longer of two times that run side by side, smoothly: neither hides wholly."""
+    most, least = np.maximum(one, other), np.minimum(one, other)
+    share = least / np.maximum(most, 1e-30)
+    total: Num = most * (1.0 + share**NORM) ** (1.0 / NORM)
+    return total
 
 
 def _wide(precision: str) -> bool:
@@ -71,18 +82,29 @@ def all_reduce_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
     Inside the NVLink domain the measured tables hold, scaled by the link. A group that leaves it
     reduces in the domain and rings over the fabric between domains.
     """
-    machine, tables = setting.machine, setting.operators.collectives
-    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
-    times = [tables.seconds(op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
+    times = [_near_s(setting, op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
     fastest = times[0] if len(times) == 1 else np.minimum(times[0], times[1])
     domains = np.ceil(ranks / machine.domain_gpus)
     wire = 2.0 * (domains - 1) / domains * message_bytes / inside
     outside = 2.0 * (domains - 1) * machine.inter_latency_s + wire / machine.inter_bytes_per_s
-    return (fastest * scale + outside) * setting.constants.all_reduce
+    return (fastest + outside) * setting.constants.all_reduce
 
 
+SMALLEST_BYTES = 1024.0
+"""A message whose time is all start."""
 _REDUCTIONS = ("custom_all_reduce", "all_reduce")
+
+
+def _near_s(setting: Setting, op: str, message_bytes: Num, ranks: Num) -> Num:
+    """A collective inside the domain by the tables: what the wire takes is scaled by the link."""
+    machine, tables = setting.machine, setting.operators.collectives
+    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    start = tables.seconds(op, SMALLEST_BYTES * indicator(np.asarray(message_bytes) > 0), ranks)
+    whole = tables.seconds(op, message_bytes, ranks)
+    total: Num = start + np.maximum(whole - start, 0.0) * scale
+    return total
 
 
 def _has(setting: Setting, op: str) -> bool:
@@ -91,10 +113,9 @@ def _has(setting: Setting, op: str) -> bool:
 
 def all_to_all_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
     """Token exchange in which every rank sends `message_bytes`; 0 for one rank."""
-    machine, tables = setting.machine, setting.operators.collectives
-    scale = tables.link_bytes_per_s / machine.intra_bytes_per_s
+    machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
-    near = tables.seconds("all_to_all", message_bytes, inside) * scale
+    near = _near_s(setting, "all_to_all", message_bytes, inside)
     domains = np.ceil(ranks / machine.domain_gpus)
     far = message_bytes * (domains - 1) / domains / machine.inter_bytes_per_s
     total: Num = (

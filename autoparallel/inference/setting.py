@@ -27,6 +27,13 @@ WEIGHT_BYTES = {
 """Bytes of one quantised weight with its scales."""
 ACTIVATION_BYTES = {"bf16": 2.0, "fp16": 2.0, "nvfp4": 0.5625}
 """Bytes of one activation that a GEMM reads; 1 where not named."""
+
+
+def activation_bytes(precision: str) -> float:
+    """Bytes of one activation that a GEMM with weights in `precision` reads."""
+    return ACTIVATION_BYTES.get(precision, 1.0)
+
+
 FOUR_BIT = ("nvfp4", "mxfp4")
 GRACE_HOSTED = ("gh200-96gb", "gb200-nvl72", "gb300-nvl72")
 """GPUs whose host is an NVIDIA Grace CPU (Arm)."""

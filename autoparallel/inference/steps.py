@@ -17,10 +17,11 @@ from autoparallel.inference.kernels import (
     decode_attention_s,
     elementwise_s,
     gemm_s,
+    longer,
     prompt_attention_s,
 )
 from autoparallel.inference.kv_cache import attended_tokens, kv_elements_per_token
-from autoparallel.inference.setting import Setting
+from autoparallel.inference.setting import Setting, activation_bytes
 from autoparallel.units import Num, indicator
 
 HALF = 2.0
@@ -59,6 +60,7 @@ class Batch:
         prompt_context: Tokens each new prompt token attends to, mean: half of a whole prompt, more
             after a cached prefix or earlier chunks.
         prompts: Prompts these tokens belong to.
+        padding: Rows without a sequence that fill the batch up to a captured CUDA graph.
     """
 
     decoding: Num = 0.0
@@ -66,6 +68,7 @@ class Batch:
     prompt_tokens: Num = 0.0
     prompt_context: Num = 0.0
     prompts: Num = 1.0
+    padding: Num = 0.0
 
 
 def decode_step_s(setting: Setting, instance: Instance, batch: Num, context_tokens: Num) -> Num:
@@ -89,13 +92,15 @@ def mixed_step_s(setting: Setting, instance: Instance, batch: Batch) -> Num:
 
 def mixed_step(setting: Setting, instance: Instance, batch: Batch) -> StepTime:
     """Parts of a step with decoding sequences and prompt tokens together."""
-    tokens = (batch.decoding + batch.prompt_tokens) / instance.attention_data_parallel_size
+    copies = instance.attention_data_parallel_size
+    tokens = (batch.decoding + batch.padding + batch.prompt_tokens) / copies
     sequences = (
         batch.decoding + batch.prompts * indicator(np.asarray(batch.prompt_tokens) > 0)
-    ) / instance.attention_data_parallel_size
+    ) / copies
     layers = setting.shape.L
     parts = {
-        "gemm_s": dense_gemms_s(setting, instance, tokens) + logits_s(setting, instance, sequences),
+        "gemm_s": dense_gemms_s(setting, instance, tokens)
+        + logits_s(setting, instance, sequences + batch.padding / copies),
         "attention_s": layers * attention_s(setting, instance, batch),
         "experts_s": experts_s(setting, instance, tokens),
         "tp_comm_s": tp_comm_s(setting, instance, tokens),
@@ -202,10 +207,12 @@ def experts_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
     imbalance = 1.0 + (c.expert_imbalance - 1.0) * indicator(np.asarray(ep) > 1)
     rows = everyone * m.K / ep / hit * imbalance + c.expert_padding
     width = m.f_e / expert_tp
-    up = gemm_s(setting, setting.precision, rows, (m.k - 1) * width, m.h, hit)
-    down = gemm_s(setting, setting.precision, rows, m.h, width, hit)
+    up, down = (
+        gemm_s(setting, setting.precision, rows, n, k, hit, c.moe_efficiency)
+        for n, k in (((m.k - 1) * width, m.h), (m.h, width))
+    )
     moved = elementwise_s(setting, tokens, m.K / expert_tp / 4.0)
-    return m.L_moe * ((up + down) / c.moe_efficiency + moved + c.moe_s)
+    return m.L_moe * (up + down + moved + c.moe_s)
 
 
 # --- communication and the host ------------------------------------------------------------------
@@ -223,13 +230,19 @@ def tp_comm_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
 
 
 def ep_comm_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
-    """Tokens to their experts and back, where the attention copies hold different tokens."""
+    """Tokens to their experts and back, where the attention copies hold different tokens.
+
+    A token goes, quantised as the experts read it, to every GPU that holds a part of one of its
+    experts (to all of them where experts are split by their matrices), and comes back in bf16.
+    """
     m = setting.shape
     exchanged = indicator(np.asarray(instance.attention_data_parallel_size) > 1)
-    copies = np.minimum(np.maximum(m.K, 1.0), instance.expert_model_parallel_size)
-    message = HALF * tokens / instance.tensor_model_parallel_size * m.h * copies
-    once = all_to_all_s(setting, message, instance.stage_gpus)
-    return 2.0 * m.L_moe * once * exchanged
+    ep = instance.expert_model_parallel_size
+    copies = np.minimum(np.maximum(m.K, 1.0), ep) * (instance.stage_gpus / ep)
+    sent = tokens / instance.tensor_model_parallel_size * m.h * copies
+    there = all_to_all_s(setting, activation_bytes(setting.precision) * sent, instance.stage_gpus)
+    back = all_to_all_s(setting, HALF * sent, instance.stage_gpus)
+    return m.L_moe * (there + back) * exchanged
 
 
 def pp_comm_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
@@ -251,12 +264,16 @@ def launch_s(setting: Setting) -> Num:
 def host_s(setting: Setting, sequences: Num, batch: Batch, device_s: Num) -> Num:
     """What the GPU waits for the host in a step that takes it `device_s`.
 
-    An engine that prepares the next step while the GPU works on this one waits only for the rest.
+    The host schedules, and starts the kernels of a step with prompt tokens one by one, since it
+    runs outside the CUDA graphs. Launches go on while the GPU works; so does the scheduling of the
+    next step where an engine overlaps it. The longer of the two counts, joined smoothly.
     """
-    m, c = setting.shape, setting.constants
+    m, c, slower = setting.shape, setting.constants, setting.host_slowdown
     prompted = indicator(np.asarray(batch.prompt_tokens) > 0)
     prompts = c.prompt_s * batch.prompts * prompted
-    host = (c.step_s + c.sequence_s * sequences + prompts) * setting.host_slowdown
-    waits = np.maximum(host - device_s, 0.0) if setting.backend.overlapped else host
-    eager = c.prefill_step_s + c.prefill_layer_s * m.L + c.prefill_moe_s * m.L_moe
-    return waits + eager * prompted
+    scheduling = (c.step_s + c.sequence_s * sequences + prompts) * slower
+    launches = c.prefill_step_s + c.prefill_layer_s * m.L + c.prefill_moe_s * m.L_moe
+    launches = launches * prompted * slower
+    if setting.backend.overlapped:
+        return longer(scheduling + launches, device_s) - device_s
+    return scheduling + longer(launches, device_s) - device_s

@@ -84,9 +84,19 @@ class ServingRun:
         return self.ep or _mapped(self.notes, "DEP") or _mapped(self.notes, "TEP") or 1
 
     @property
+    def mapping_stated(self) -> bool:
+        """Whether the notes say how attention and experts share the GPUs."""
+        return self.attention_copies > 1 or _mapped(self.notes, "TEP") > 0
+
+    @property
+    def replica_gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel * self.pipeline_parallel * self.attention_copies
+
+    @property
     def num_gpus(self) -> int:
         """GPUs of the run."""
-        return self.gpus or self.tensor_parallel * self.pipeline_parallel * self.attention_copies
+        return self.gpus or self.replica_gpus
 
     @property
     def disaggregated(self) -> bool:

@@ -31,7 +31,8 @@ METRICS = ("ttft", "tpot", "throughput")
 LOADS = {
     "ttft": f"closed loop at the stated concurrency, {ROUNDS:g} rounds, all clients start at once",
     "tpot": f"closed loop at the stated concurrency, {ROUNDS:g} rounds, all clients start at once",
-    "throughput": "infinite rate, offline: as many requests run as fit",
+    "throughput": "infinite rate, offline: as many requests run as fit; those of TensorRT-LLM as "
+    "`trtllm-bench throughput` runs them",
 }
 CLOSE = 0.03
 """Share by which a choice may be behind the measured best and still count as close."""

@@ -32,7 +32,7 @@ from autoparallel.inference.constants import (
     GENERATION_FACTORS,
     ServingConstants,
     bounds,
-    for_generation,
+    expected,
 )
 from autoparallel.measured.serving_rows import ServingRun
 
@@ -94,7 +94,7 @@ def test_priors_lie_inside_their_bounds_and_so_do_other_generations():
         low, high = bounds(name)
         assert low < getattr(PRIOR, name) < high
         for generation in GENERATION_FACTORS:
-            assert low <= getattr(for_generation(PRIOR, generation), name) <= high
+            assert low <= getattr(expected(PRIOR, "sglang", generation), name) <= high
 
 
 def calibration(family, **constants):
@@ -118,6 +118,14 @@ def test_a_family_without_runs_borrows_kernels_from_its_gpu_and_host_from_its_en
     assert found.borrowed_from == "tensorrt-llm-blackwell and vllm-hopper"
     assert found.spread.tpot == pytest.approx(BORROWED_SPREAD * ServingSpread().tpot)
     assert chosen(known, "vllm", "hopper") is known["vllm-hopper"]
+
+
+def test_a_borrowed_family_is_less_sure_than_whoever_lends_to_it():
+    unsure = replace(calibration("vllm-hopper"), spread=ServingSpread(ttft=0.9, tpot=0.1))
+    known = {"all": calibration("all"), "vllm-hopper": unsure}
+    found = chosen(known, "vllm", "blackwell").spread
+    assert found.ttft == pytest.approx(BORROWED_SPREAD * 0.9)
+    assert found.tpot == pytest.approx(BORROWED_SPREAD * ServingSpread().tpot)
 
 
 def test_without_any_relative_the_fit_to_everything_is_scaled_to_the_generation():
@@ -174,6 +182,36 @@ def test_the_spread_covers_nine_of_ten_left_out_figures():
     made = measured(rows, ours * np.exp(rng.normal(0, 0.3, len(rows))))
     found = with_spread(known, made, ours)["vllm-hopper"]
     assert 0.15 < found.spread.tpot < 0.6
+
+
+def test_figures_that_no_gpu_could_reach_say_nothing_of_the_spread():
+    rows = readings()
+    known = {"vllm-hopper": calibration("vllm-hopper")}
+    ours = predicted_with(known, rows)
+    made = measured(rows, ours * 1.1)
+    fair = with_spread(known, made, ours)["vllm-hopper"].spread
+    odd = [
+        replace(r, run=replace(r.run, framework_version="vllm 0.13.0", value=r.run.value / 100))
+        for r in made
+    ]
+    both = with_spread(known, made + odd, np.concatenate([ours, ours]))["vllm-hopper"].spread
+    assert both == fair
+
+
+def test_the_front_end_of_early_tensorrt_llm_is_full_at_half_the_rate():
+    def loop(release):
+        run = replace(
+            readings()[0].run,
+            framework_version=release,
+            tp=8,
+            osl=512,
+            batch_or_concurrency="256",
+            metric="tpot_ms",
+        )
+        return float(predicted(understood_serving([run])[0], lambda s: PRIOR)[0])
+
+    assert loop("trtllm 1.0.0rc3") > 1.5 * loop("trtllm 1.2.0")
+    assert loop("trtllm 1.2.0") == loop("trtllm 1.10.0")
 
 
 def test_what_isolated_kernels_say_is_held_closer_to_its_prior():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -104,7 +105,7 @@ def test_the_fewest_gpus_carry_the_rate_and_one_less_does_not(run):
         *ASK,
         *SMALL,
         "--request-rate",
-        25,
+        70,
         "--disaggregated",
         "off",
         "--ttft-ms",
@@ -183,3 +184,20 @@ def test_the_function_is_the_command(run):
     assert timeless(plan.to_json()) == timeless(json.loads(out))
     with pytest.raises(autoparallel.errors.ConfigError, match="did you mean 'ttft_ms'"):
         autoparallel.infer(model="llama-3.1-8b", gpus=4, ttft=1)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        ("dgx-h100", "measured figures of vllm-hopper"),
+        ("dgx-b200", "No figure of vllm-blackwell is known: numbers are assumed, borrowed from"),
+    ],
+)
+def test_the_screen_says_how_sure_the_latencies_are_and_why(run, cluster, says):
+    asked = (*INFER, "--cluster", cluster, "--backend", "vllm", "--concurrency", 16)
+    code, out, _ = run(*asked)
+    assert code == 0
+    shown = " ".join(out.split())
+    assert says in shown
+    low, high = re.search(r"With 90 % TTFT ([\d.,]+) to ([\d.,]+) ms and TPOT", shown).groups()
+    assert 0 < float(low.replace(",", "")) < float(high.replace(",", ""))

@@ -161,12 +161,61 @@ def test_a_gemm_is_bound_by_bytes_when_skinny_and_by_arithmetic_when_square():
     assert rate == pytest.approx(case.constants.gemm_efficiency, rel=0.05)
 
 
-def test_kernels_of_experts_outside_the_graphs_cost_moe_layers_with_prompts_only():
+def test_launches_of_a_prompt_step_hide_behind_the_gpu_but_never_all_of_the_longer_part():
     for model, precision in MODELS:
         case = served(model, precision)
-        slow = replace(case, constants=replace(case.constants, prefill_moe_s=600e-6))
-        more = 600e-6 - case.constants.prefill_moe_s
-        for batch, factor in ((Batch(prompt_tokens=512.0), 1.0), (Batch(decoding=8.0), 0.0)):
-            extra = mixed_step(slow, Instance(), batch).host_s
-            extra = extra - mixed_step(case, Instance(), batch).host_s
-            assert float(extra) == pytest.approx(factor * case.shape.L_moe * more, abs=1e-12)
+        for each_s in (5e-6, 600e-6):
+            host = replace(case.constants, prefill_moe_s=each_s, prefill_layer_s=each_s)
+            slow = replace(case, constants=host)
+            few = mixed_step(slow, Instance(), Batch(prompt_tokens=1.0))
+            many = mixed_step(slow, Instance(), Batch(prompt_tokens=8192.0))
+            launches = host.prefill_step_s + each_s * (case.shape.L + case.shape.L_moe)
+            for step in (few, many):
+                device = step.total - step.host_s
+                assert step.total >= max(launches, device) * (1 - 1e-9)
+                assert step.total <= launches + device + host.step_s + host.prompt_s + 1e-4
+            assert many.host_s < few.host_s or each_s == 5e-6
+
+
+def test_launches_cost_nothing_without_prompts():
+    case = served("deepseek-v3", "fp8")
+    slow = replace(case, constants=replace(case.constants, prefill_layer_s=1e-3))
+    quiet = Batch(decoding=8.0, context_tokens=100.0)
+    assert mixed_step_s(slow, Instance(), quiet) == mixed_step_s(case, Instance(), quiet)
+
+
+def test_padding_costs_what_the_same_tokens_cost_without_their_cache():
+    case = served("llama-3.1-8b")
+    batch = Batch(decoding=300.0, context_tokens=1000.0)
+    padded = mixed_step(case, Instance(), replace(batch, padding=84.0))
+    more = mixed_step(case, Instance(), replace(batch, decoding=384.0))
+    bare = mixed_step(case, Instance(), batch)
+    assert padded.gemm_s == pytest.approx(float(more.gemm_s))
+    assert padded.attention_s == bare.attention_s
+    assert bare.total < padded.total < more.total
+
+
+def test_copies_pad_up_to_the_next_captured_graph():
+    coarse = Instance(coarse_graphs=1.0)
+    assert [float(coarse.padding(b)) for b in (1.0, 385.0, 512.0, 9000.0)] == [0, 127, 0, 0]
+    assert float(replace(coarse, attention_data_parallel_size=4.0).padding(1538.0)) == 4 * 127
+    assert float(Instance().padding(385.0)) == 0
+
+
+def test_experts_split_by_their_matrices_get_every_token_on_every_gpu():
+    case = served("deepseek-v3", "fp8")
+    whole = Instance(attention_data_parallel_size=16.0, expert_model_parallel_size=16.0)
+    split = replace(whole, expert_model_parallel_size=1.0)
+    batch = Batch(decoding=4096.0, context_tokens=100.0)
+    assert mixed_step(case, split, batch).ep_comm_s > mixed_step(case, whole, batch).ep_comm_s
+
+
+def test_a_slower_link_stretches_the_wire_and_not_the_start():
+    case = served("llama-3.1-70b")
+    slow = replace(
+        case, machine=replace(case.machine, intra_bytes_per_s=case.machine.intra_bytes_per_s / 8)
+    )
+    assert all_reduce_s(slow, 1024.0, 4.0) == pytest.approx(float(all_reduce_s(case, 1024.0, 4.0)))
+    assert all_reduce_s(slow, 2.0**28, 4.0) == pytest.approx(
+        8 * float(all_reduce_s(case, 2.0**28, 4.0)), rel=0.05
+    )
