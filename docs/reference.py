@@ -97,7 +97,7 @@ def layouts() -> str:
             if name in CHOICES
             else (kind | numbers).get(name, "a whole number"),
         )
-        for name in layout._WORDS
+        for name in layout.GRAMMAR
     ]
     plain = str(layout.Layout())
     text = "# Layout grammar\n\nWords in any order, each at most once; a layout at its defaults is "
