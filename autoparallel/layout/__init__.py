@@ -37,6 +37,7 @@ from autoparallel.layout.columns import (
     modules_mask,
     overlap_mask,
 )
+from autoparallel.layout.product import Choices, Part, Product
 from autoparallel.layout.record import (
     GRAMMAR,
     Layout,
@@ -68,8 +69,11 @@ __all__ = [
     "PRECISIONS",
     "RECOMPUTE_MODULES",
     "SCHEDULES",
+    "Choices",
     "Knobs",
     "Layout",
+    "Part",
+    "Product",
     "knobs",
     "modules_mask",
     "overlap_mask",

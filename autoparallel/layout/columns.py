@@ -73,11 +73,11 @@ class Knobs:
 
     def module(self, name: str) -> Num:
         """1 where `name` is recomputed selectively."""
-        return _bit(self.modules, RECOMPUTE_MODULES.index(name)) * (self.granularity == 1)
+        return recomputed(self.modules, self.granularity, name)
 
     def overlaps(self, name: str) -> Num:
         """1 where the overlap switch `name` is on."""
-        return _bit(self.overlap, OVERLAPS.index(name))
+        return overlap_on(self.overlap, name)
 
     @property
     def size(self) -> int:
@@ -133,6 +133,16 @@ KNOB_FIELDS = tuple(f for f in fields(Knobs) if f.name != "stage_table")
 def _bit(mask: Num, position: int) -> Num:
     shifted = np.floor(mask / 2.0**position)
     return shifted - 2.0 * np.floor(shifted / 2.0)
+
+
+def recomputed(modules: Num, granularity: Num, name: str) -> Num:
+    """1 where the mask `modules` has `name` and recomputation is selective."""
+    return _bit(modules, RECOMPUTE_MODULES.index(name)) * (granularity == 1)
+
+
+def overlap_on(mask: Num, name: str) -> Num:
+    """1 where the mask of overlap switches has `name`."""
+    return _bit(mask, OVERLAPS.index(name))
 
 
 def _take(value: Num, index: NDArray[Any] | slice) -> Num:

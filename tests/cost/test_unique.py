@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import case
+from cases import case, taken
 
 from autoparallel.cost.case import Case
 from autoparallel.cost.unique import FEWEST_ROWS, Rows, gathered, per_combination
@@ -20,7 +20,7 @@ TEXTS = ("tp1 pp1 mbs1 zero1", "tp2 pp4 mbs2 zero1 sp", "tp4 pp2 cp2 mbs1 zero1"
 def many(texts: tuple[str, ...] = TEXTS, rows: int = ROWS) -> Case:
     """The layouts again and again."""
     few = case(texts)
-    return replace(few, knobs=few.knobs.take(np.arange(rows) % len(texts)))
+    return taken(few, np.arange(rows) % len(texts))
 
 
 def test_computes_every_combination_once() -> None:
@@ -101,7 +101,7 @@ def test_rows_note_what_is_read() -> None:
 def test_gathers_records_and_leaves_scalars() -> None:
     index = np.array([1, 1, 0])
     machine = many().machine
-    taken = gathered(replace(machine, peak_flops_per_s=np.array([1.0, 2.0])), index)
-    assert np.array_equal(taken.peak_flops_per_s, [2.0, 2.0, 1.0])
-    assert taken.sms == machine.sms
+    some = gathered(replace(machine, peak_flops_per_s=np.array([1.0, 2.0])), index)
+    assert np.array_equal(some.peak_flops_per_s, [2.0, 2.0, 1.0])
+    assert some.sms == machine.sms
     assert gathered((3.0, np.array(4.0)), index) == (3.0, 4.0)
