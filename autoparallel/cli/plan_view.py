@@ -55,6 +55,16 @@ def entry_table(
     return out
 
 
+def nothing_of(name: str, plan: Plan) -> list[Line]:
+    """Why a framework that was compared has no layout; nothing where it has one."""
+    if plan.entries:
+        return []
+    if plan.legal:
+        return prose(f"{name}: none of {plan.legal:,} legal layouts fits.")
+    rule, count = next(iter(plan.pruned.items()), ("none", 0))
+    return prose(f"{name}: no layout is legal; the rule {rule!r} left out {count:,}.")
+
+
 def peak_note(entry: PlanEntry) -> list[Line]:
     """What the MFU column counts against, where a reader could take it for a narrower peak."""
     if entry.layout.precision in ("bf16", "fp16"):

@@ -102,11 +102,11 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
 
     measure = "memory_bytes" if request.objective == "memory_bytes" else "iteration_s"
     asked = [replace(request, framework=name) for name in FRAMEWORKS]
-    firsts = [search(one, top=1).entries for one in asked]
+    plans = [search(one, top=1) for one in asked]
     found = [
-        (one, replace(entries[0], best_probability=None))
-        for one, entries in zip(asked, firsts, strict=True)
-        if entries
+        (one, replace(plan.entries[0], best_probability=None))
+        for one, plan in zip(asked, plans, strict=True)
+        if plan.entries
     ]
     if not found:
         return request
@@ -114,6 +114,8 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
     if not quiet:
         labels = [one.framework for one, _ in found]
         screen.show(plan_view.entry_table(labels, [entry for _, entry in found]))
+        for one, plan in zip(asked, plans, strict=True):
+            screen.show(plan_view.nothing_of(one.framework, plan))
     return found[0][0]
 
 
