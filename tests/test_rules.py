@@ -12,6 +12,7 @@ from autoparallel.rules import (
     RULES,
     Limits,
     RuleCase,
+    binding,
     explain,
     violations,
 )
@@ -413,6 +414,12 @@ def test_columns_agree_with_rows():
         found = [v.rule for v in explain(together, row)]
         assert bool(legal[row]) == (not found)
         assert (RULES[reason[row]].id if reason[row] >= 0 else None) == next(iter(found), None)
+
+
+def test_the_binding_rule_is_the_one_that_met_what_came_furthest():
+    assert binding({"world": 900, "batch": 3, "framework.precision": 1}) == "framework.precision"
+    assert binding({"batch": 3, "world": 900}) == "batch"
+    assert binding({}) == ""
 
 
 def test_rules_stand_in_the_order_a_search_decides_them():

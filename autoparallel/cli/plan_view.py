@@ -61,8 +61,10 @@ def nothing_of(name: str, plan: Plan) -> list[Line]:
         return []
     if plan.legal:
         return prose(f"{name}: none of {plan.legal:,} legal layouts fits.")
-    rule, count = next(iter(plan.pruned.items()), ("none", 0))
-    return prose(f"{name}: no layout is legal; the rule {rule!r} left out {count:,}.")
+    from autoparallel.rules import binding
+
+    rule = binding(plan.pruned)
+    return prose(f"{name}: no layout is legal; those that came furthest break the rule {rule!r}.")
 
 
 def peak_note(entry: PlanEntry) -> list[Line]:

@@ -243,18 +243,19 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     from autoparallel.planning import candidates_of, solved
     from autoparallel.ranking.rescue import first_working, shortfall
     from autoparallel.reporting.wording import part_name, time_text
+    from autoparallel.rules import binding
     from autoparallel.units import GIB
 
     request = where.request
     fewer = "\n".join(screen.plain(line) for line in _fewer(request, None))
     if result.nearest_miss is None:
-        rule, count = next(iter(plan.pruned.items()), ("none", 0))
+        rule = binding(plan.pruned)
         found = candidates_of(request, where)
         for _ in found:  # a walk remembers an example of every rule
             pass
         return (
-            f"plan: none of {plan.considered:,} layouts is legal; the rule {rule!r} left out "
-            f"{count:,}, such as {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
+            f"plan: none of {plan.considered:,} layouts is legal; those that came furthest break "
+            f"the rule {rule!r}: {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
         )
     miss = shortfall(where, result.nearest_miss)
     part, size = miss.largest
