@@ -110,6 +110,8 @@ class Shared:
         self._few, self._own = few, own
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return gathered(getattr(self._few, name), self._own)
 
     def at(self, index: Index) -> Shared:

@@ -52,7 +52,7 @@ class Choices:
 class Part:
     """One table of choices, and the row of it that every layout has."""
 
-    def __init__(self, choices: Choices, index: Index | None = None, of: Part | None = None):
+    def __init__(self, choices: Choices, index: Index, of: Part | None = None) -> None:
         """`index` holds rows of `choices`; or, with `of`, layouts of that part, for later."""
         self.choices = choices
         self._index, self._of = index, of
@@ -60,7 +60,6 @@ class Part:
     @property
     def index(self) -> Index:
         """The row of every layout."""
-        assert self._index is not None
         if self._of is not None:
             self._index, self._of = self._of.index.take(self._index), None
         return self._index

@@ -105,7 +105,7 @@ def _of_block(
     return _Kept(
         best=(_table(knobs, scores, _lowest(scores, objective, keep, cut)),),
         sample=(_table(knobs, scores, stratified([knobs], SAMPLED, quota)),),
-        miss=_table(knobs, scores, closest),
+        miss=Table(knobs=knobs.take(closest), scores=taken(scores, closest)),
         evaluated=knobs.size,
         feasible=int(np.count_nonzero(scores.fits_probability >= FITS)),
     )
