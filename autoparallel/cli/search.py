@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -22,25 +22,27 @@ EVERY_FRAMEWORK = "all"
 FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
 """What `--framework all` compares."""
 
+NodesFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
+]
+FrameworkFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--framework", help="Training framework, or all [megatron-core].", metavar="NAME"),
+]
+TopFlag: TypeAlias = Annotated[int, typer.Option("--top", help="Layouts to list.", metavar="N")]
+SaveAllFlag: TypeAlias = Annotated[bool, typer.Option("--save-all", help="Save every candidate.")]
+ReportFlag: TypeAlias = Annotated[bool, typer.Option("--report", help="Write report.html too.")]
+
 
 def search_verb(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
-    ] = None,
+    overrides: common.OverridesArgument = None,
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
-    ] = None,
+    nodes: NodesFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
-    framework: Annotated[
-        str | None,
-        typer.Option(
-            "--framework", help="Training framework, or all [megatron-core].", metavar="NAME"
-        ),
-    ] = None,
+    framework: FrameworkFlag = None,
     precision: common.PrecisionFlag = None,
     global_batch_size: common.BatchFlag = None,
     seq_length: common.SequenceFlag = None,
@@ -49,13 +51,11 @@ def search_verb(
     allow: common.AllowFlag = None,
     objective: common.ObjectiveFlag = None,
     baseline: common.BaselineFlag = "",
-    top: Annotated[int, typer.Option("--top", help="Layouts to list.", metavar="N")] = 10,
+    top: TopFlag = 10,
     json: common.JsonFlag = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
-    ] = None,
-    save_all: Annotated[bool, typer.Option("--save-all", help="Save every candidate.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
+    out: common.OutFlag = None,
+    save_all: SaveAllFlag = False,
+    report: ReportFlag = False,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
