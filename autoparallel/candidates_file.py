@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoparallel import files
+from autoparallel.cost.memory import Memory
+from autoparallel.cost.step import StepTime
 from autoparallel.layout import (
     CP_COMM_TYPES,
     GRANULARITIES,
@@ -115,8 +117,8 @@ def _sets(words: tuple[str, ...]) -> list[str]:
 def _predictions(scores: Scores) -> Iterable[tuple[str, Any]]:
     for name in ("iteration_s", "memory_bytes", "fits_probability"):
         yield name, getattr(scores, name)
-    for record in (scores.step, scores.memory):
-        for f in fields(record):
+    for kind, record in ((StepTime, scores.step), (Memory, scores.memory)):
+        for f in fields(kind):
             yield f.name, getattr(record, f.name)
 
 

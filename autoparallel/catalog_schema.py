@@ -124,7 +124,7 @@ def model_record(name: str, values: Mapping[str, object]) -> Model:
     fields.setdefault("ffn_hidden_size", 4 * hidden)
     if "kv_channels" not in fields:
         if hidden % heads:
-            hint = "set kv_channels"
+            hint = "set kv_channels (head_dim in a config.json)"
             raise catalog_error(
                 f"{name}.hidden_size", hidden, f"is not a multiple of {heads}", hint
             )
@@ -144,7 +144,9 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
     heads, groups = fields["num_attention_heads"], fields["num_query_groups"]
     if heads % groups:
         rule = f"does not divide num_attention_heads {heads}"
-        raise catalog_error(f"{name}.num_query_groups", groups, rule)
+        divisors = [n for n in range(1, min(heads, 256) + 1) if heads % n == 0]
+        hint = "use one of " + ", ".join(map(str, divisors[:12]))
+        raise catalog_error(f"{name}.num_query_groups", groups, rule, hint)
     experts, layers = fields.get("num_moe_experts", 0), fields["num_layers"]
     if experts:
         _within(name, fields, "moe_router_topk", 1, experts)

@@ -152,7 +152,8 @@ def _place(request: TrainingRequest, where: Setting, scores: Scores, among: Rank
 
 
 def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:
-    rows = short_list(best.knobs, top, (best.scores.iteration_s, best.scores.memory_bytes))
+    most = max(top, TOP)  # so that chances do not depend on how many are shown
+    rows = short_list(best.knobs, most, (best.scores.iteration_s, best.scores.memory_bytes))
     times = sampled_times(gathered(best.scores.step, rows), where.calibration.spread)
     chances = best_probability(times, best.scores.fits_probability[rows])
     name = where.framework.name
@@ -166,7 +167,7 @@ def _entries(where: Setting, best: Table, top: int) -> tuple[PlanEntry, ...]:
             rank=place + 1,
             best=float(chances[place]),
         )
-        for place, row in enumerate(rows)
+        for place, row in enumerate(rows[:top])
     )
 
 

@@ -122,9 +122,8 @@ def _no_constant(word: str) -> float:
 
 def _mapping(content: object, path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
-        raise catalog_error(
-            "file", str(path), "does not hold a mapping", "write `key: value` lines"
-        )
+        form = '{"key": value, ...}' if path.suffix == ".json" else "`key: value` lines"
+        raise catalog_error("file", str(path), "does not hold a mapping", f"write {form}")
     refuse_code(content, str(path))
     return content
 
@@ -195,7 +194,9 @@ class Rule:
         if isinstance(value, float) and whole and value.is_integer() and abs(value) < 1e15:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise catalog_error(field, value, f"is not {'an integer' if whole else 'a number'}")
+            rule = f"is not {'an integer' if whole else 'a number'}"
+            hint = "write the number without quotes" if isinstance(value, str) else ""
+            raise catalog_error(field, value, rule, hint)
         if not self.least <= value <= self.most:
             raise catalog_error(field, value, f"is not in {self.least:g} to {self.most:g}")
         return value if whole else float(value) * self.factor

@@ -1,10 +1,11 @@
 """How fast a search is: candidates a second, the whole command, memory, growth with the space.
 
-    python benchmarks/speed.py [--quick]
+    python benchmarks/speed.py [--quick] [--against FOLDER]
 
-Prints markdown. Every search runs in a process of its own on one core or two, best of a few. Rates
-are evaluated candidates (time and memory both computed) over the wall time from request to ranked
-plan, and over the processor time of all threads, which other work on the machine disturbs less.
+Prints markdown. `--against` runs the code of another checkout in turn with this one. Every search
+runs in a process of its own on one core or two, best of a few. Rates are evaluated candidates (time
+and memory both computed) over the wall time from request to ranked plan, and over the processor
+time of all threads, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 JOBS = (("gpt-175b", 1024), ("megatron-1t", 16384), ("deepseek-v3", 2048))
 SPACES = ("default", "full")
 GROWTH = (64, 256, 1024, 4096, 16384)
+BESIDE = (
+    ("gpt-175b", 1024, "full"),
+    ("megatron-1t", 16384, "full"),
+    ("deepseek-v3", 2048, "full"),
+    ("deepseek-v3", 2048, "default"),
+    ("gpt-175b", 1024, "default"),
+)
+"""Searches that two checkouts run in turn."""
 CORES = 2
 MOST_S = 4.0
 """A search of tens of millions is stopped after as long; its rate stands."""
@@ -69,16 +79,51 @@ def best_search(
     return best | {"cpu_s": min(run["cpu_s"] for run in runs)}
 
 
+def in_turn(
+    model: str, gpus: int, space: str, other: Path, times: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same search by the other checkout and by this one, one after the other, on one core."""
+    code = f"import speed; speed.report({model!r}, {gpus}, {space!r}, 1, {MOST_S})"
+    pairs = [
+        [json.loads(_run([sys.executable, "-c", code], root)) for root in (other, ROOT)]
+        for _ in range(times)
+    ]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def beside_rows(other: Path, times: int) -> list[list[object]]:
+    """Medians of both checkouts: processor time a candidate and wall time."""
+    rows: list[list[object]] = []
+    for model, gpus, space in BESIDE:
+        sides = in_turn(model, gpus, space, other, times)
+        each = [median(run["cpu_s"] / run["evaluated"] * 1e6 for run in runs) for runs in sides]
+        walls = [median(run["wall_s"] / run["evaluated"] * 1e6 for run in runs) for runs in sides]
+        peak = [median(run["peak_mb"] for run in runs) for runs in sides]
+        counts = {run["evaluated"] for runs in sides for run in runs}
+        rows.append(
+            [
+                f"{model} {gpus}",
+                space,
+                f"{max(counts):,}",
+                *(f"{x:.2f}" for x in each),
+                f"{each[0] / each[1]:.2f}",
+                f"{walls[0] / walls[1]:.2f}",
+                *(f"{x:.0f}" for x in peak),
+            ]
+        )
+    return rows
+
+
 def report(model: str, gpus: int, space: str, cores: int, most: float) -> None:
     """Print a measurement as JSON: what a fresh process does."""
     measured("gpt-tiny", 8, "default", cores, most)
     print(json.dumps(measured(model, gpus, space, cores, most)))
 
 
-def _run(command: Sequence[str]) -> str:
-    folders = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+def _run(command: Sequence[str], root: Path = ROOT) -> str:
+    folders = [str(root), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()}")
     return done.stdout
@@ -150,9 +195,15 @@ def main() -> None:
     import numpy as np
 
     times = 2 if "--quick" in sys.argv else 5
+    other = sys.argv[sys.argv.index("--against") + 1] if "--against" in sys.argv else ""
     print(f"Measured {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, ", end="")
     print(f"NumPy {np.__version__}, {platform.machine()}, best of {times}.\n")
     each = "us of processor a candidate"
+    if other:
+        print(f"## Before and after, median of {2 * times + 1} in turn, one core\n")
+        beside = ("job", "space", "evaluated", f"{each}, before", "after", "ratio", "wall ratio")
+        rows = beside_rows(Path(other).resolve(), 2 * times + 1)
+        print(table((*beside, "peak MB, before", "after"), rows) + "\n")
     print("## Rate\n")
     columns = ("job", "space", "cores", "evaluated", "s", "million a s", each, "peak MB")
     print(table(columns, rate_rows(times)))

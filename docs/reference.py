@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from autoparallel import layout, rules
-from autoparallel.cli import app
+from autoparallel.cli import program
 from autoparallel.constants import Constants, MemoryConstants
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def cell(text: str) -> str:
 
 def commands() -> str:
     """Every verb with its arguments and options."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(program())
     text = "# Commands\n\nMade from the program; `autoparallel VERB --help` prints the same.\n"
     return text + "".join(verb(name, group.commands[name]) for name in sorted(group.commands))
 
@@ -97,7 +97,7 @@ def layouts() -> str:
             if name in CHOICES
             else (kind | numbers).get(name, "a whole number"),
         )
-        for name in layout._WORDS
+        for name in layout.GRAMMAR
     ]
     plain = str(layout.Layout())
     text = "# Layout grammar\n\nWords in any order, each at most once; a layout at its defaults is "

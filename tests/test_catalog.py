@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel import catalog
@@ -403,6 +403,7 @@ _VALUES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(_LINES, _VALUES))
 def test_any_mapping_gives_a_model_or_a_catalog_error(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, str]

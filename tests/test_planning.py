@@ -137,6 +137,8 @@ def test_a_shorter_list_starts_the_same() -> None:
     long, short = plan_of("llama"), planning.search(request_of("llama"), top=2)
     assert len(short.entries) == 2
     assert [e.layout for e in short.entries] == [e.layout for e in long.entries[:2]]
+    shown = [e.best_probability for e in long.entries[:2]]
+    assert [e.best_probability for e in short.entries] == shown, "chances are of the usual list"
 
 
 def test_another_objective_is_followed() -> None:

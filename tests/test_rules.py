@@ -12,6 +12,7 @@ from autoparallel.rules import (
     RULES,
     Limits,
     RuleCase,
+    binding,
     explain,
     violations,
 )
@@ -63,6 +64,8 @@ def broken(layout, **kw):
 OK = "tp2 pp4 mbs1 sp zero1"
 MOE_OK = "tp2 pp4 ep4 mbs1 sp zero1"
 BIASED = replace(MOE, add_bias_linear=True)
+PLAIN = replace(DENSE, gated_linear_unit=False)
+FSDP2, DEEPSPEED = {"framework": "fsdp2"}, {"framework": "deepspeed"}
 WINDOW = replace(DENSE, window_size=128, window_layers_fraction=0.5)
 NARROW = replace(DENSE, num_query_groups=2, kv_channels=3)
 MTP = replace(MOE, mtp_num_layers=2)
@@ -269,6 +272,36 @@ HITS = [
         "tp2 pp1 ep4 mbs1 sp zero1 overlap=moe graph=attn",
         {"model": MOE},
     ),
+    ("plain_pipeline", "tp1 pp2 mbs1 zero2", "tp1 pp1 mbs1 zero2", {"model": PLAIN, **FSDP2}),
+    ("tensor_sp", "tp2 pp1 mbs1 zero2", "tp2 pp1 mbs1 sp zero2", FSDP2),
+    ("tensor_zero3", "tp2 pp1 mbs1 zero3", "tp2 pp1 mbs1 zero2", DEEPSPEED),
+    ("shard_context", "tp1 pp1 cp4 mbs1 zero2 shard=2", "tp1 pp1 cp4 mbs1 zero2 shard=8", FSDP2),
+    (
+        "recompute_nth",
+        "tp1 pp4 mbs1 zero2 recompute=full/block/5",
+        "tp1 pp4 mbs1 zero2 recompute=full/block/6",
+        FSDP2,
+    ),
+    (
+        "recompute_nth",
+        "tp1 pp4 mbs1 zero2 recompute=full/uniform/2",
+        "tp1 pp4 mbs1 zero2 recompute=full/uniform/1",
+        FSDP2,
+    ),
+    (
+        "recompute_nth",
+        "tp1 pp4 mbs1 zero2 stages=11,13*2,11 recompute=full/block/1",
+        "tp1 pp4 mbs1 zero2 recompute=full/block/1",
+        FSDP2,
+    ),
+    ("overlap_sharded", "tp1 pp1 mbs1 zero2 overlap=grad", "tp1 pp1 mbs1 zero2", FSDP2),
+    ("overlap_inside", "tp2 pp1 mbs1 zero2 overlap=grad+tp", "tp2 pp1 mbs1 zero2", DEEPSPEED),
+    (
+        "offload_part",
+        "tp1 pp1 mbs1 zero2 offload=opt0.5",
+        "tp1 pp1 mbs1 zero2 offload=opt1",
+        DEEPSPEED,
+    ),
 ]
 
 
@@ -278,8 +311,16 @@ def test_each_rule_is_broken_by_one_layout_and_kept_by_its_neighbour(rule, bad, 
     assert rule not in broken(good, **setting)
 
 
+def test_prediction_layers_are_a_thing_of_megatron():
+    layout = "tp1 pp1 mbs1 zero2"
+    for framework in ("fsdp2", "deepspeed"):
+        assert "prediction_layers" in broken(layout, model=MTP, framework=framework)
+        assert "prediction_layers" not in broken(layout, model=MOE, framework=framework)
+    assert "prediction_layers" not in broken(layout, model=MTP)
+
+
 def test_every_rule_has_an_example():
-    examples = {rule for rule, *_ in HITS}
+    examples = {rule for rule, *_ in HITS} | {"prediction_layers"}
     assert examples == {r.id for r in RULES if not r.id.startswith("framework.")}
 
 
@@ -373,6 +414,12 @@ def test_columns_agree_with_rows():
         found = [v.rule for v in explain(together, row)]
         assert bool(legal[row]) == (not found)
         assert (RULES[reason[row]].id if reason[row] >= 0 else None) == next(iter(found), None)
+
+
+def test_the_binding_rule_is_the_one_that_met_what_came_furthest():
+    assert binding({"world": 900, "batch": 3, "framework.precision": 1}) == "framework.precision"
+    assert binding({"batch": 3, "world": 900}) == "batch"
+    assert binding({}) == ""
 
 
 def test_rules_stand_in_the_order_a_search_decides_them():

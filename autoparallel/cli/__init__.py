@@ -9,52 +9,52 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 import typer
 
-from autoparallel.cli import (
-    calibrate,
-    catalog,
-    discover,
-    estimate,
-    explain,
-    export,
-    infer,
-    measure_ops,
-    profile,
-    regress,
-    report,
-    search,
-    sweep,
-    validate,
-)
 from autoparallel.cli.common import top_level
 from autoparallel.cli.outcome import exit_code_of
 
-app = typer.Typer(
-    name="autoparallel",
-    help="Find the best parallel layout for a large language model on a cluster.",
-    epilog="Settings that have no flag: overrides such as space.tensor_model_parallel_size=[4,8].",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+VERBS = (
+    "search",
+    "estimate",
+    "infer",
+    "explain",
+    "validate",
+    "calibrate",
+    "profile",
+    "export",
+    "sweep",
+    "measure-ops",
+    "discover",
+    "report",
+    "regress",
+    "catalog",
 )
-app.callback()(top_level)
-app.command("search")(search.search_verb)
-app.command("estimate")(estimate.estimate_verb)
-app.command("infer")(infer.infer_verb)
-app.command("explain")(explain.explain_verb)
-app.command("validate")(validate.validate_verb)
-app.command("calibrate")(calibrate.calibrate_verb)
-app.command("profile")(profile.profile_verb)
-app.command("export")(export.export_verb)
-app.command("sweep")(sweep.sweep_verb)
-app.command("measure-ops")(measure_ops.measure_ops_verb)
-app.command("discover")(discover.discover_verb)
-app.command("report")(report.report_verb)
-app.add_typer(regress.app, name="regress")
-app.add_typer(catalog.app, name="catalog")
+
+
+def program(verbs: Sequence[str] = VERBS) -> typer.Typer:
+    """The command line with some of the verbs; `VERB_verb` of its file, or its own `app`."""
+    app = typer.Typer(
+        name="autoparallel",
+        help="Find the best parallel layout for a large language model on a cluster.",
+        epilog="Settings that have no flag: overrides such as "
+        "space.tensor_model_parallel_size=[4,8].",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(top_level)
+    for verb in verbs:
+        name = verb.replace("-", "_")
+        module = import_module(f"autoparallel.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+        else:
+            app.command(verb)(getattr(module, f"{name}_verb"))
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -63,5 +63,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: Arguments after the program's name; those of the process when None.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(exit_code_of(typer.main.get_command(app), arguments or ["--help"]))
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    asked = arguments[:1] if arguments[0] in VERBS else VERBS
+    sys.exit(exit_code_of(typer.main.get_command(program(asked)), arguments))

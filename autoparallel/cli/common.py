@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
 Request = TypeVar("Request", "TrainingRequest", "ServingRequest")
 
+OverridesArgument: TypeAlias = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+]
 ModelFlag: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--model", help="Catalog name, or a Hugging Face config.json.", metavar="NAME|PATH"
     ),
+]
+OutFlag: TypeAlias = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
 ]
 GpusFlag: TypeAlias = Annotated[
     int | None, typer.Option("--gpus", help="Number of GPUs.", metavar="N")

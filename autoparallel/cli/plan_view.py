@@ -55,6 +55,18 @@ def entry_table(
     return out
 
 
+def nothing_of(name: str, plan: Plan) -> list[Line]:
+    """Why a framework that was compared has no layout; nothing where it has one."""
+    if plan.entries:
+        return []
+    if plan.legal:
+        return prose(f"{name}: none of {plan.legal:,} legal layouts fits.")
+    from autoparallel.rules import binding
+
+    rule = binding(plan.pruned)
+    return prose(f"{name}: no layout is legal; those that came furthest break the rule {rule!r}.")
+
+
 def peak_note(entry: PlanEntry) -> list[Line]:
     """What the MFU column counts against, where a reader could take it for a narrower peak."""
     if entry.layout.precision in ("bf16", "fp16"):

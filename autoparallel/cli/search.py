@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -22,25 +22,27 @@ EVERY_FRAMEWORK = "all"
 FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
 """What `--framework all` compares."""
 
+NodesFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
+]
+FrameworkFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--framework", help="Training framework, or all [megatron-core].", metavar="NAME"),
+]
+TopFlag: TypeAlias = Annotated[int, typer.Option("--top", help="Layouts to list.", metavar="N")]
+SaveAllFlag: TypeAlias = Annotated[bool, typer.Option("--save-all", help="Save every candidate.")]
+ReportFlag: TypeAlias = Annotated[bool, typer.Option("--report", help="Write report.html too.")]
+
 
 def search_verb(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
-    ] = None,
+    overrides: common.OverridesArgument = None,
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
-    ] = None,
+    nodes: NodesFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
-    framework: Annotated[
-        str | None,
-        typer.Option(
-            "--framework", help="Training framework, or all [megatron-core].", metavar="NAME"
-        ),
-    ] = None,
+    framework: FrameworkFlag = None,
     precision: common.PrecisionFlag = None,
     global_batch_size: common.BatchFlag = None,
     seq_length: common.SequenceFlag = None,
@@ -49,13 +51,11 @@ def search_verb(
     allow: common.AllowFlag = None,
     objective: common.ObjectiveFlag = None,
     baseline: common.BaselineFlag = "",
-    top: Annotated[int, typer.Option("--top", help="Layouts to list.", metavar="N")] = 10,
+    top: TopFlag = 10,
     json: common.JsonFlag = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
-    ] = None,
-    save_all: Annotated[bool, typer.Option("--save-all", help="Save every candidate.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write report.html too.")] = False,
+    out: common.OutFlag = None,
+    save_all: SaveAllFlag = False,
+    report: ReportFlag = False,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,
@@ -102,11 +102,11 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
 
     measure = "memory_bytes" if request.objective == "memory_bytes" else "iteration_s"
     asked = [replace(request, framework=name) for name in FRAMEWORKS]
-    firsts = [search(one, top=1).entries for one in asked]
+    plans = [search(one, top=1) for one in asked]
     found = [
-        (one, replace(entries[0], best_probability=None))
-        for one, entries in zip(asked, firsts, strict=True)
-        if entries
+        (one, replace(plan.entries[0], best_probability=None))
+        for one, plan in zip(asked, plans, strict=True)
+        if plan.entries
     ]
     if not found:
         return request
@@ -114,6 +114,8 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
     if not quiet:
         labels = [one.framework for one, _ in found]
         screen.show(plan_view.entry_table(labels, [entry for _, entry in found]))
+        for one, plan in zip(asked, plans, strict=True):
+            screen.show(plan_view.nothing_of(one.framework, plan))
     return found[0][0]
 
 
@@ -241,18 +243,19 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     from autoparallel.planning import candidates_of, solved
     from autoparallel.ranking.rescue import first_working, shortfall
     from autoparallel.reporting.wording import part_name, time_text
+    from autoparallel.rules import binding
     from autoparallel.units import GIB
 
     request = where.request
     fewer = "\n".join(screen.plain(line) for line in _fewer(request, None))
     if result.nearest_miss is None:
-        rule, count = next(iter(plan.pruned.items()), ("none", 0))
+        rule = binding(plan.pruned)
         found = candidates_of(request, where)
         for _ in found:  # a walk remembers an example of every rule
             pass
         return (
-            f"plan: none of {plan.considered:,} layouts is legal; the rule {rule!r} left out "
-            f"{count:,}, such as {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
+            f"plan: none of {plan.considered:,} layouts is legal; those that came furthest break "
+            f"the rule {rule!r}: {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
         )
     miss = shortfall(where, result.nearest_miss)
     part, size = miss.largest

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
@@ -25,46 +25,59 @@ def _values(help_text: str, flag: str) -> Any:
     return typer.Option(flag, help=help_text, metavar="A,B,...")
 
 
+ModelFlag: TypeAlias = Annotated[str, _values("Models.", "--model")]
+GpusFlag: TypeAlias = Annotated[str, _values("Numbers of GPUs.", "--gpus")]
+ClusterFlag: TypeAlias = Annotated[str, _values("Clusters [dgx-h100].", "--cluster")]
+FrameworkFlag: TypeAlias = Annotated[str, _values("Frameworks [megatron-core].", "--framework")]
+PrecisionFlag: TypeAlias = Annotated[str, _values("Precisions [bf16].", "--precision")]
+GlobalBatchSizeFlag: TypeAlias = Annotated[
+    str, _values("Sequences a step [the model's own].", "--global-batch-size")
+]
+SeqLengthFlag: TypeAlias = Annotated[
+    str, _values("Tokens a sequence [the model's own].", "--seq-length")
+]
+WeakFlag: TypeAlias = Annotated[
+    bool, typer.Option("--weak", help="The batch grows with the GPUs, from its smallest.")
+]
+PriceFlag: TypeAlias = Annotated[
+    str,
+    typer.Option("--price", help="USD a GPU-hour, by cluster.", metavar="CLUSTER=USD,..."),
+]
+MaxDaysFlag: TypeAlias = Annotated[
+    float | None, typer.Option("--max-days", help="Longest run.", metavar="N")
+]
+MaxUsdFlag: TypeAlias = Annotated[
+    float | None, typer.Option("--max-usd", help="Most money.", metavar="N")
+]
+RayAddressFlag: TypeAlias = Annotated[
+    str,
+    typer.Option("--ray-address", help="Search on Ray; local starts one.", metavar="ADDRESS"),
+]
+OutFlag: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the results; goes on where it was.", metavar="DIR"),
+]
+
+
 def sweep_verb(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
-    ] = None,
-    model: Annotated[str, _values("Models.", "--model")] = "",
-    gpus: Annotated[str, _values("Numbers of GPUs.", "--gpus")] = "",
-    cluster: Annotated[str, _values("Clusters [dgx-h100].", "--cluster")] = "",
-    framework: Annotated[str, _values("Frameworks [megatron-core].", "--framework")] = "",
-    precision: Annotated[str, _values("Precisions [bf16].", "--precision")] = "",
-    global_batch_size: Annotated[
-        str, _values("Sequences a step [the model's own].", "--global-batch-size")
-    ] = "",
-    seq_length: Annotated[
-        str, _values("Tokens a sequence [the model's own].", "--seq-length")
-    ] = "",
-    weak: Annotated[
-        bool, typer.Option("--weak", help="The batch grows with the GPUs, from its smallest.")
-    ] = False,
-    price: Annotated[
-        str,
-        typer.Option("--price", help="USD a GPU-hour, by cluster.", metavar="CLUSTER=USD,..."),
-    ] = "",
+    overrides: common.OverridesArgument = None,
+    model: ModelFlag = "",
+    gpus: GpusFlag = "",
+    cluster: ClusterFlag = "",
+    framework: FrameworkFlag = "",
+    precision: PrecisionFlag = "",
+    global_batch_size: GlobalBatchSizeFlag = "",
+    seq_length: SeqLengthFlag = "",
+    weak: WeakFlag = False,
+    price: PriceFlag = "",
     tokens: common.TokensFlag = None,
     space: common.SpaceFlag = None,
     allow: common.AllowFlag = None,
     objective: common.ObjectiveFlag = None,
-    max_days: Annotated[
-        float | None, typer.Option("--max-days", help="Longest run.", metavar="N")
-    ] = None,
-    max_usd: Annotated[
-        float | None, typer.Option("--max-usd", help="Most money.", metavar="N")
-    ] = None,
-    ray_address: Annotated[
-        str,
-        typer.Option("--ray-address", help="Search on Ray; local starts one.", metavar="ADDRESS"),
-    ] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the results; goes on where it was.", metavar="DIR"),
-    ] = None,
+    max_days: MaxDaysFlag = None,
+    max_usd: MaxUsdFlag = None,
+    ray_address: RayAddressFlag = "",
+    out: OutFlag = None,
     json: common.JsonFlag = False,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,

@@ -41,32 +41,32 @@ def coded(column: Column) -> Coded:
         distinct, codes = np.unique(values, return_inverse=True)
     if len(heads) < len(column):
         codes = np.repeat(codes, np.diff(heads, append=len(column)))
-    return Coded(codes=codes.astype(np.int32), count=len(distinct))
+    return Coded(codes=codes.astype(np.intp), count=len(distinct))
 
 
 def combinations(columns: Sequence[Coded]) -> tuple[Index, Index]:
-    """The first row of each distinct combination, and for every row the number of its own."""
+    """One row of each distinct combination, and for every row the number of its own."""
     varied = [c for c in columns if c.count > 1]
     if not varied:
         return np.zeros(1, dtype=np.intp), np.zeros(0, dtype=np.intp)
     key, count = varied[0].codes, varied[0].count
     for c in varied[1:]:
         if count * c.count > _TABLE * len(key):
-            first, key = _numbered(key, count)
-            count = len(first)
+            one, key = _numbered(key, count)
+            count = len(one)
         key, count = key * c.count + c.codes, count * c.count
     return _numbered(key, count)
 
 
 def _numbered(key: Index, count: int) -> tuple[Index, Index]:
-    """First row and number of each distinct key below `count`."""
+    """One row of each distinct key below `count`, and every row's number among them."""
     rows = len(key)
     if count > _TABLE * rows:
-        _, first, own = np.unique(key, return_index=True, return_inverse=True)
-        return first, own
-    present = np.zeros(count, dtype=bool)
-    present[key] = True
-    own = (np.cumsum(present) - 1)[key]
-    first = np.empty(int(np.count_nonzero(present)), dtype=np.intp)
-    first[own[::-1]] = np.arange(rows - 1, -1, -1)
-    return first, own
+        _, one, own = np.unique(key, return_index=True, return_inverse=True)
+        return one, own
+    row_of = np.full(count, -1, dtype=np.intp)
+    row_of[key] = np.arange(rows)
+    distinct = np.flatnonzero(row_of >= 0)
+    one = row_of.take(distinct)
+    row_of[distinct] = np.arange(len(distinct))
+    return one, row_of.take(key)

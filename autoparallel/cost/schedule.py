@@ -31,6 +31,10 @@ _1F1B, _INTERLEAVED, _BFS, _ZB1P, _ZB2P = (
 )
 
 
+ROWS = 8192
+"""Rows worked on at a time: the dozens of columns that a formula makes stay in the cache."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stages:
     """A pipeline's shape and the times of its parts, each scalar or [N].
@@ -82,15 +86,17 @@ class PipelineTime:
 def pipeline_time(stages: Stages) -> PipelineTime:
     """Time of one step's pipeline; one rank gives m (F + B + W) and no more."""
     codes = np.unique(stages.schedule)
-    if codes.size == 1:
-        return _family_time(stages, int(codes[0]))
     size = max(np.size(getattr(stages, f.name)) for f in fields(stages))
+    if codes.size == 1 and size <= ROWS:
+        return _family_time(stages, int(codes[0]))
     parts = np.empty((3, size))
     for code in codes:
-        rows = np.broadcast_to(stages.schedule == code, size)
-        time = _family_time(_take(stages, rows), int(code))
-        for part, value in zip(parts, (time.busy_s, time.bubble_s, time.p2p_s), strict=True):
-            part[rows] = value
+        own = np.flatnonzero(np.broadcast_to(stages.schedule == code, size))
+        for start in range(0, len(own), ROWS):
+            rows = own[start : start + ROWS]
+            time = _family_time(_take(stages, rows), int(code))
+            for part, value in zip(parts, (time.busy_s, time.bubble_s, time.p2p_s), strict=True):
+                part[rows] = value
     return PipelineTime(busy_s=parts[0], bubble_s=parts[1], p2p_s=parts[2])
 
 
@@ -143,7 +149,7 @@ def _family_time(x: Stages, code: int) -> PipelineTime:
     return PipelineTime(busy_s=busy, bubble_s=plain - busy, p2p_s=span(x, ranks, hop, met) - plain)
 
 
-def _take(x: Stages, rows: NDArray[np.bool_]) -> Stages:
+def _take(x: Stages, rows: NDArray[np.intp]) -> Stages:
     """The chosen rows; scalars stay scalars."""
     values = {f.name: getattr(x, f.name) for f in fields(x)}
     return Stages(**{name: v[rows] if np.ndim(v) else v for name, v in values.items()})

@@ -250,6 +250,7 @@ LAUNCHED = np.array([1.0, 0.6, 0.7, 0.7, 0.1])
 """Assumed: share of a layer's launches that stays with the host, by entry of `GRAPH_SCOPES`."""
 
 
+@per_combination
 def layer_time(case: Case) -> LayerTime:
     """One average layer."""
     c, k = case.constants, case.knobs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
 from autoparallel.cost.distinct import Coded, Index, coded, combinations
-from autoparallel.layout import KNOB_FIELDS, Knobs
+from autoparallel.layout import KNOB_FIELDS, Knobs, Product
+from autoparallel.units import Num
 
 Result = TypeVar("Result")
 
@@ -31,12 +32,24 @@ def per_combination(formula: Callable[[Case], Result]) -> Callable[[Case], Resul
     take one that was not known to matter, the combinations are made anew with that one. Where model
     or GPU differ from row to row, as in a file of runs, it is computed row by row.
     """
+    return _per_combination(formula, gathered)
+
+
+def kept_per_combination(formula: Callable[[Case], Result]) -> Callable[[Case], Result]:
+    """As `per_combination`, with records of columns gathered only when they are asked for."""
+    return _per_combination(formula, _shared)
+
+
+def _per_combination(
+    formula: Callable[[Case], Result], spread: Callable[[Result, Index], Result]
+) -> Callable[[Case], Result]:
     known: dict[tuple[bool, bool], set[str]] = defaultdict(set)
 
     @wraps(formula)
     def factored(case: Case) -> Result:
         if formula not in case.done:
-            case.done[formula] = _factored(formula, case, known[_kind(case)])
+            few, own = _factored(formula, case, known[_kind(case)])
+            case.done[formula] = few if own is None else spread(few, own)
         result: Result = case.done[formula]
         return result
 
@@ -48,23 +61,26 @@ def _kind(case: Case) -> tuple[bool, bool]:
     return bool(np.any(case.model.E)), len(case.knobs.stage_table) > 1
 
 
-def _factored(formula: Callable[[Case], Result], case: Case, known: set[str]) -> Result:
+def _factored(
+    formula: Callable[[Case], Result], case: Case, known: set[str]
+) -> tuple[Result, Index | None]:
+    """The formula on few rows, and which of them each row is; None where it took all rows."""
     if np.ndim(case.gpu_index) or np.ndim(case.model.L):
-        return formula(case)
+        return formula(case), None
     while True:
         names = known.copy()
         first, inverse = combinations(_coded(case, names))
         if names and len(first) > min(WORTH_IT * len(inverse), len(inverse) - FEWEST_ROWS):
-            return formula(case)
-        rows = Rows(case.knobs, first)
+            return formula(case), None
+        rows = case.knobs.at(first) if isinstance(case.knobs, Product) else Rows(case.knobs, first)
         fewer = replace(case, knobs=rows, machine=gathered(case.machine, first))
+        wanted = names | _machine_columns(case).keys()
         fewer.codes.update(
-            {name: case.codes[name].take(first) for name in names & case.codes.keys()}
+            {name: case.codes[name].take(first) for name in wanted & case.codes.keys()}
         )
         few = formula(fewer)
         if rows.read <= names:
-            result: Result = gathered(few, inverse)
-            return result
+            return few, inverse
         known.update(rows.read)
 
 
@@ -87,10 +103,39 @@ class Rows(Knobs):
         return _NAMES & self.__dict__.keys()
 
 
+class Shared:
+    """A record of columns kept once per combination: a column is gathered when asked for."""
+
+    def __init__(self, few: Any, own: Index) -> None:
+        self._few, self._own = few, own
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return gathered(getattr(self._few, name), self._own)
+
+    def at(self, index: Index) -> Shared:
+        """The rows at `index`, left for later."""
+        return Shared(self._few, self._own[index])
+
+    def taken(self, index: Index | NDArray[np.bool_]) -> Any:
+        """The record itself with the rows at `index`."""
+        return gathered(self._few, self._own[index])
+
+
+def _shared(result: Any, own: Index) -> Any:
+    """`result` for every row: columns gathered, records left for later."""
+    if isinstance(result, tuple):
+        return tuple(_shared(part, own) for part in result)
+    return Shared(result, own) if is_dataclass(result) else gathered(result, own)
+
+
 def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
     """A column, or a record or tuple of columns, taken at `index`; scalars stay scalars."""
     if isinstance(result, np.ndarray):
         return result[index] if result.ndim else result
+    if isinstance(result, Shared):
+        return result.taken(index)
     if isinstance(result, tuple):
         return tuple(gathered(part, index) for part in result)
     if is_dataclass(result) and not isinstance(result, type):
@@ -100,12 +145,37 @@ def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
 
 
 def _coded(case: Case, names: set[str]) -> list[Coded]:
-    """Knobs and what of the machine differs from row to row, each numbered once a case."""
-    varied = {name: value for name in sorted(names) if np.ndim(value := getattr(case.knobs, name))}
-    for f in fields(case.machine):
-        if np.ndim(value := getattr(case.machine, f.name)):
-            varied[f"machine.{f.name}"] = value
+    """Knobs and what of the machine differs from row to row, numbered."""
+    columns = _machine_columns(case)
+    return numbered(case.knobs, names, case.codes) + _numbered_columns(columns, case.codes)
+
+
+def numbered(knobs: Knobs, names: Iterable[str], known: dict[str, Coded]) -> list[Coded]:
+    """The values of some knobs numbered: of a product part by part, else a column each.
+
+    `known` are columns that are numbered already; new ones are added.
+    """
+    wanted = set(names)
+    if not isinstance(knobs, Product):
+        return _numbered_columns({n: getattr(knobs, n) for n in sorted(wanted)}, known)
+    found = []
+    for part in knobs.parts:
+        if own := wanted & part.choices.columns.keys():
+            code, count = part.choices.codes(frozenset(own))
+            if count > 1:
+                found.append(Coded(codes=code.take(part.index), count=count))
+    return found
+
+
+def _numbered_columns(columns: dict[str, Num], known: dict[str, Coded]) -> list[Coded]:
+    varied = {name: np.asarray(value) for name, value in columns.items() if np.ndim(value)}
     for name, value in varied.items():
-        if name not in case.codes:
-            case.codes[name] = coded(value)
-    return [case.codes[name] for name in varied]
+        if name not in known:
+            known[name] = coded(value)
+    return [known[name] for name in varied]
+
+
+def _machine_columns(case: Case) -> dict[str, Num]:
+    """What of the machine differs from row to row."""
+    values = {f"machine.{f.name}": getattr(case.machine, f.name) for f in fields(case.machine)}
+    return {name: value for name, value in values.items() if np.ndim(value)}

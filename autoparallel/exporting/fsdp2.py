@@ -16,7 +16,7 @@ import yaml
 
 from autoparallel.errors import bad_value
 from autoparallel.exporting.hf_model import hf_config
-from autoparallel.exporting.job import TrainingJob, stage_sizes
+from autoparallel.exporting.job import TrainingJob, stage_modules, stage_sizes
 from autoparallel.exporting.program import Program, one_line
 from autoparallel.exporting.refusal import (
     cannot,
@@ -197,12 +197,8 @@ def _pipeline(job: TrainingJob) -> dict[str, Any]:
     layout = job.layout
     if layout.pipeline_model_parallel_size == 1:
         return {}
-    parts, start = [], 0
-    for size in stage_sizes(job.model, layout):
-        parts.append([f"model.layers.{i}" for i in range(start, start + size)])
-        start += size
-    parts[0].insert(0, "model.embed_tokens")
-    parts[-1] += ["model.norm", "lm_head"]
+    ends = (["model.embed_tokens"], ["model.norm", "lm_head"])
+    parts = stage_modules(job, "model.layers", *ends)
     custom = _own_experts(job)
     return {
         "pipeline": {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from autoparallel.errors import bad_value
 from autoparallel.layout import Layout
@@ -115,3 +117,24 @@ def stage_sizes(model: Model, layout: Layout) -> tuple[int, ...]:
         rule = f"are not {chunks} stages (pp {pp} x vpp {vpp}) with {total}"
         raise bad_value("stages", ",".join(map(str, stages)), rule)
     return stages or (model.num_layers // chunks,) * chunks
+
+
+def stage_modules(
+    job: TrainingJob, layers: str, first: Sequence[str], last: Sequence[str]
+) -> list[list[str]]:
+    """Module names of every virtual stage: its layers, and what stands before and after all.
+
+    Args:
+        job: The job, with its stages.
+        layers: Name of the list of layers.
+        first: Modules in front of the first layer.
+        last: Modules behind the last layer.
+    """
+    numbers = iter(range(job.model.num_layers))
+    stages = [
+        [f"{layers}.{i}" for i in islice(numbers, size)]
+        for size in stage_sizes(job.model, job.layout)
+    ]
+    stages[0] = [*first, *stages[0]]
+    stages[-1] = [*stages[-1], *last]
+    return stages

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from autoparallel.errors import bad_value
-from autoparallel.exporting.job import TrainingJob, stage_sizes
+from autoparallel.exporting.job import TrainingJob, stage_modules, stage_sizes
 from autoparallel.exporting.program import Program, one_line
 from autoparallel.exporting.refusal import cannot, every_nth_layer, refuse_megatron_words
 from autoparallel.exporting.torchtitan_model import family_arguments
@@ -181,17 +181,13 @@ def _pipeline(job: TrainingJob) -> dict[str, Any]:
     layout = job.layout
     if layout.pipeline_model_parallel_size == 1:
         return {}
-    stages, start = [], 0
-    for size in stage_sizes(job.model, layout):
-        stages.append([f"layers.{i}" for i in range(start, start + size)])
-        start += size
-    stages[0].insert(0, "tok_embeddings")
-    stages[-1] += ["norm", "output"]
     return {
         "pipeline_parallel_degree": layout.pipeline_model_parallel_size,
         "pipeline_parallel_schedule": _SCHEDULES[layout.schedule],
         "pipeline_parallel_microbatch_size": layout.micro_batch_size,
-        "module_fqns_per_model_part": stages,
+        "module_fqns_per_model_part": stage_modules(
+            job, "layers", ["tok_embeddings"], ["norm", "output"]
+        ),
     }
 
 

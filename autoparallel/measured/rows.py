@@ -15,6 +15,8 @@ from autoparallel.errors import ProfileError, nearest, shown
 Record = TypeVar("Record")
 
 MAX_FILE_BYTES = 256 * 2**20
+MOST = 1e12
+"""Largest number that a cell may hold."""
 REQUIRED = (
     "num_layers",
     "hidden_size",
@@ -182,13 +184,7 @@ def check_columns(
 
 
 def _run(row: dict[str, Any], where: str) -> MeasuredRun:
-    if None in row:
-        raise ProfileError(f"{where}: more cells than the header has columns")
-    values: dict[str, Any] = {name: _cell(name, cell or "", where) for name, cell in row.items()}
-    for name in REQUIRED:
-        if values[name] in (None, ""):
-            raise ProfileError(f"{where}: {name} is empty but required")
-    run = MeasuredRun(**values)
+    run = MeasuredRun(**row_values(row, where, _TYPES, REQUIRED, _MAY_BE_ZERO))
     if not (run.seconds or run.peak_memory_gib or run.out_of_memory):
         raise ProfileError(
             f"{where}: measures nothing; give iteration_s, tokens_per_s_per_gpu, peak_memory_gib "
@@ -211,18 +207,41 @@ _MAY_BE_ZERO = (
 )
 
 
-def _cell(name: str, cell: str, where: str) -> object:
-    kind = _TYPES[name]
+def row_values(
+    row: Mapping[str, str | None],
+    where: str,
+    types: Mapping[str, Any],
+    required: Sequence[str],
+    may_be_zero: Sequence[str],
+) -> dict[str, Any]:
+    """The cells of a row by column: text, or a number of the column's type, None where empty.
+
+    Raises:
+        ProfileError: a cell too many, an empty one that is required, or no number in range.
+    """
+    if None in row:
+        raise ProfileError(f"{where}: more cells than the header has columns")
+    values = {
+        name: _cell(name, (cell or "").strip(), where, types[name], name in may_be_zero)
+        for name, cell in row.items()
+    }
+    for name in required:
+        if values[name] in (None, ""):
+            raise ProfileError(f"{where}: {name} is empty but required")
+    return values
+
+
+def _cell(name: str, cell: str, where: str, kind: Any, may_be_zero: bool) -> object:
     if kind is str:
-        return cell.strip()
-    if not cell.strip():
+        return cell
+    if not cell:
         return None
     try:
         value = float(cell)
     except ValueError:
         raise ProfileError(f"{where}: {name} {shown(cell)} is not a number") from None
-    least_ok = value >= 0 if name in _MAY_BE_ZERO else value > 0
-    if not math.isfinite(value) or not least_ok or value > 1e12:
+    least_ok = value >= 0 if may_be_zero else value > 0
+    if not math.isfinite(value) or not least_ok or value > MOST:
         raise ProfileError(f"{where}: {name} {shown(cell)} is not a finite number in range")
     if kind in (float, float | None):
         return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from autoparallel.errors import ProfileError
-from autoparallel.measured.rows import csv_reader, csv_records
+from autoparallel.measured.rows import csv_reader, csv_records, row_values
 
 REQUIRED = ("framework_version", "model", "gpu", "isl", "osl", "metric", "value")
 METRICS = ("ttft_ms", "tpot_ms", "throughput_tok_s_total", "tokens_s_per_gpu")
@@ -145,36 +144,10 @@ def read_serving_runs(path: str | Path) -> list[ServingRun]:
 
 
 def _run(row: dict[str, Any], where: str) -> ServingRun:
-    if None in row:
-        raise ProfileError(f"{where}: more cells than the header has columns")
-    values: dict[str, Any] = {name: _cell(name, cell or "", where) for name, cell in row.items()}
-    for name in REQUIRED:
-        if values[name] in (None, ""):
-            raise ProfileError(f"{where}: {name} is empty but required")
-    run = ServingRun(**values)
+    run = ServingRun(**row_values(row, where, _TYPES, REQUIRED, ("ep", "pp")))
     if run.concurrency is not None and not 1 <= run.concurrency <= 1e6:
         shown = f"batch_or_concurrency {run.batch_or_concurrency!r}"
         raise ProfileError(f"{where}: {shown} is not in 1 to 1000000")
     if run.metric in LATENCIES and run.concurrency is None:
         raise ProfileError(f"{where}: {run.metric} needs batch_or_concurrency, a number")
     return run
-
-
-def _cell(name: str, cell: str, where: str) -> object:
-    kind = _TYPES[name]
-    if kind is str:
-        return cell.strip()
-    if not cell.strip():
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        raise ProfileError(f"{where}: {name} {cell!r} is not a number") from None
-    least_ok = value >= 0 if name in ("ep", "pp") else value > 0
-    if not math.isfinite(value) or not least_ok or value > 1e9:
-        raise ProfileError(f"{where}: {name} {cell!r} is not a finite number in range")
-    if kind in (float, float | None):
-        return value
-    if value != int(value):
-        raise ProfileError(f"{where}: {name} {cell!r} is not a whole number")
-    return int(value)

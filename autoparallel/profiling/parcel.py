@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).parents[1]
 _SINGLE = (
     "__init__.py",
     "errors.py",
-    "layout.py",
+    "layout/__init__.py",
+    "layout/columns.py",
+    "layout/record.py",
+    "layout/words.py",
     "model.py",
     "strict_json.py",
     "units.py",

@@ -4,7 +4,7 @@ Takes blocks of candidate columns and a function that scores them (the cost mode
 live trials); returns the best in order, with how sure that order is and why others lost.
 """
 
-from autoparallel.ranking.chances import best_probability, sampled_times, ties
+from autoparallel.ranking.chances import best_probability, sampled_times, surest_choice, ties
 from autoparallel.ranking.evaluation import Evaluate, Scores, Setting, cost_model, setting
 from autoparallel.ranking.order import (
     Ranked,
@@ -29,5 +29,6 @@ __all__ = [
     "sampled_times",
     "setting",
     "short_list",
+    "surest_choice",
     "ties",
 ]

@@ -17,6 +17,10 @@ SAMPLES = 2_000
 _SEED = 7
 TIE = 0.25
 """A layout ties with the best when it beats it in at least this share of the samples."""
+FAILED_START = 0.1
+"""Assumed: what a start that runs out of memory costs (the queue, people, the next try), as a share
+of the run. It only chooses among layouts that tie; benchmarks/first_choice.py shows what for.
+"""
 
 
 def sampled_times(step: StepTime, spread: Spread, samples: int = SAMPLES) -> NDArray[np.float64]:
@@ -45,3 +49,20 @@ def ties(times: NDArray[np.float64]) -> NDArray[np.bool_]:
     beats = np.mean(times < times[:, :1], axis=0)
     beats[0] = 1.0
     return np.asarray(beats >= TIE)
+
+
+def surest_choice(
+    tied: NDArray[np.bool_], iteration_s: NDArray[np.float64], fits: NDArray[np.float64]
+) -> int:
+    """Which of the layouts that tie with the fastest has the least expected cost.
+
+    The order of a plan is by time. Among ties time says little, and a start that fails costs
+    something too.
+
+    Args:
+        tied: Which layouts cannot be told from the first, [N].
+        iteration_s: Predicted step times, [N].
+        fits: Probability that each fits, [N].
+    """
+    expected = iteration_s * (1 + FAILED_START * (1 - fits))
+    return int(np.argmin(np.where(tied, expected, np.inf)))

@@ -17,7 +17,7 @@ from autoparallel import catalog
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory
 from autoparallel.cost.step import StepTime, step_time
-from autoparallel.cost.unique import per_combination
+from autoparallel.cost.unique import kept_per_combination
 from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
 from autoparallel.layout import PRECISIONS, Knobs
@@ -43,13 +43,13 @@ class Scores:
 Evaluate = Callable[[Knobs], Scores]
 
 
-@per_combination
+@kept_per_combination
 def _time(case: Case) -> tuple[StepTime, Num]:
     step = step_time(case)
     return step, step.iteration_s
 
 
-@per_combination
+@kept_per_combination
 def _room(case: Case) -> tuple[Memory, Num, Num]:
     used = memory(case)
     return used, used.total_bytes, fits_probability(used, case.machine.memory_bytes, case.memory)

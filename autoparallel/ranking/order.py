@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory
 from autoparallel.cost.step import StepTime
-from autoparallel.cost.unique import gathered
-from autoparallel.layout import KNOB_FIELDS, Knobs
+from autoparallel.cost.unique import Shared, gathered
+from autoparallel.layout import KNOB_FIELDS, Knobs, Product
 from autoparallel.ranking.evaluation import Evaluate, Scores
 from autoparallel.ranking.sample import largest_stratum, stratified
 
@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 KEPT = 20_000
 SAMPLED = 20_000
 WORKERS = 2
+LAZY = 8
+"""Blocks keep what is taken of them alive when it is more than a part in this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +39,7 @@ class Table:
     @property
     def size(self) -> int:
         """Number of rows."""
-        return self.knobs.size
+        return len(self.scores.iteration_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +67,7 @@ def ranked(blocks: Iterable[Knobs], evaluate: Evaluate, objective: str, keep: in
         kept = _merged(kept, part, objective, keep)
     return Ranked(
         best=_trimmed(kept.best, objective, keep) if kept.feasible else None,
-        sample=_thinned(kept.sample, objective) if kept.sample else None,
+        sample=joined([_thinned(kept.sample)], objective) if kept.sample else None,
         nearest_miss=kept.miss,
         evaluated=kept.evaluated,
         feasible=kept.feasible,
@@ -102,8 +104,8 @@ def _of_block(
     closest = np.array([np.argmax(scores.fits_probability)])
     return _Kept(
         best=(_table(knobs, scores, _lowest(scores, objective, keep, cut)),),
-        sample=(_table(knobs, scores, stratified(knobs, SAMPLED, quota)),),
-        miss=_table(knobs, scores, closest),
+        sample=(_table(knobs, scores, stratified([knobs], SAMPLED, quota)),),
+        miss=Table(knobs=knobs.take(closest), scores=taken(scores, closest)),
         evaluated=knobs.size,
         feasible=int(np.count_nonzero(scores.fits_probability >= FITS)),
     )
@@ -117,8 +119,8 @@ def _merged(a: _Kept, b: _Kept, objective: str, keep: int) -> _Kept:
         cut = _worst(best[0].scores, objective)
     sample, quota = (*a.sample, *b.sample), a.quota
     if sum(t.size for t in sample) > 2 * SAMPLED:
-        sample = (_thinned(sample, objective),)
-        quota = largest_stratum(sample[0].knobs)
+        sample = (_thinned(sample),)
+        quota = largest_stratum([sample[0].knobs])
     return _Kept(
         best=best,
         sample=sample,
@@ -173,7 +175,23 @@ def _lowest(
 
 
 def _table(knobs: Knobs, scores: Scores, index: NDArray[np.intp]) -> Table:
+    """The rows at `index`. Many of a block stay where they are, to be looked up if they last."""
+    if isinstance(knobs, Product) and len(index) * LAZY > knobs.size:
+        return Table(knobs=knobs.at(index), scores=_looked_up(scores, index))
     return Table(knobs=knobs.take(index), scores=taken(scores, index))
+
+
+def _looked_up(scores: Scores, index: NDArray[np.intp]) -> Scores:
+    def later(record: Any) -> Any:
+        return record.at(index) if isinstance(record, Shared) else gathered(record, index)
+
+    return Scores(
+        step=later(scores.step),
+        memory=later(scores.memory),
+        iteration_s=scores.iteration_s[index],
+        memory_bytes=scores.memory_bytes[index],
+        fits_probability=scores.fits_probability[index],
+    )
 
 
 def taken(scores: Scores, index: NDArray[np.intp]) -> Scores:
@@ -189,43 +207,66 @@ def _worst(scores: Scores, objective: str) -> tuple[float, float]:
 
 def _trimmed(tables: Sequence[Table], objective: str, keep: int) -> Table:
     """The best rows of all tables, in order."""
-    whole = joined(tables, objective)
-    return whole if whole.size <= keep else _table(whole.knobs, whole.scores, np.arange(keep))
+    return _rows(tables, _order(tables, objective)[:keep])
 
 
-def _thinned(tables: Sequence[Table], objective: str) -> Table:
-    """A stratified sample of all tables, best first."""
-    whole = joined(tables, objective)
-    return _table(whole.knobs, whole.scores, np.sort(stratified(whole.knobs, SAMPLED)))
+def _thinned(tables: Sequence[Table]) -> Table:
+    """A stratified sample of all tables."""
+    return _rows(tables, np.sort(stratified([t.knobs for t in tables], SAMPLED)))
 
 
 def joined(tables: Sequence[Table], objective: str) -> Table:
     """All rows of `tables`, best first; ties keep the thriftier layout first."""
-    knobs = Knobs(
-        **{
-            f.name: _column([getattr(t.knobs, f.name) for t in tables], tables) for f in KNOB_FIELDS
-        },
-        stage_table=tables[0].knobs.stage_table,
+    return _rows(tables, _order(tables, objective))
+
+
+def _order(tables: Sequence[Table], objective: str) -> NDArray[np.intp]:
+    value = np.concatenate([objective_column(t.scores, objective) for t in tables])
+    return np.lexsort((np.concatenate([t.scores.memory_bytes for t in tables]), value))
+
+
+def _rows(tables: Sequence[Table], order: NDArray[np.intp]) -> Table:
+    """The rows numbered `order` of all tables one after the other."""
+    owner = np.repeat(np.arange(len(tables)), [t.size for t in tables])[order]
+    starts = np.cumsum([0, *(t.size for t in tables)])
+    places = [np.flatnonzero(owner == i) for i in range(len(tables))]
+    parts = [
+        _table(t.knobs, t.scores, order[p] - s)
+        for t, p, s in zip(tables, places, starts, strict=False)
+    ]
+    back = np.empty(len(order), dtype=np.intp)
+    back[np.concatenate(places)] = np.arange(len(order))
+
+    def column(values: Iterable[object]) -> NDArray[np.float64]:
+        return _column(values, parts).take(back)
+
+    return Table(
+        knobs=Knobs(
+            **{f.name: column(getattr(t.knobs, f.name) for t in parts) for f in KNOB_FIELDS},
+            stage_table=tables[0].knobs.stage_table,
+        ),
+        scores=Scores(
+            step=_record(
+                StepTime, lambda name: column(getattr(t.scores.step, name) for t in parts)
+            ),
+            memory=_record(
+                Memory, lambda name: column(getattr(t.scores.memory, name) for t in parts)
+            ),
+            iteration_s=column(t.scores.iteration_s for t in parts),
+            memory_bytes=column(t.scores.memory_bytes for t in parts),
+            fits_probability=column(t.scores.fits_probability for t in parts),
+        ),
     )
-    scores = Scores(
-        step=StepTime(**_records(tables, "step", StepTime)),
-        memory=Memory(**_records(tables, "memory", Memory)),
-        iteration_s=np.concatenate([t.scores.iteration_s for t in tables]),
-        memory_bytes=np.concatenate([t.scores.memory_bytes for t in tables]),
-        fits_probability=np.concatenate([t.scores.fits_probability for t in tables]),
-    )
-    order = np.lexsort((scores.memory_bytes, objective_column(scores, objective)))
-    return _table(knobs, scores, order)
 
 
-def _records(tables: Sequence[Table], name: str, kind: type) -> dict[str, NDArray[np.float64]]:
-    return {
-        f.name: _column([getattr(getattr(t.scores, name), f.name) for t in tables], tables)
-        for f in fields(kind)
-    }
+Record = TypeVar("Record", StepTime, Memory)
 
 
-def _column(values: list[object], tables: Sequence[Table]) -> NDArray[np.float64]:
+def _record(kind: type[Record], column: Callable[[str], NDArray[np.float64]]) -> Record:
+    return kind(**{f.name: column(f.name) for f in fields(kind)})
+
+
+def _column(values: Iterable[object], tables: Sequence[Table]) -> NDArray[np.float64]:
     return np.concatenate(
         [
             np.broadcast_to(np.asarray(v, dtype=np.float64), (t.size,))

@@ -8,12 +8,12 @@ import numpy as np
 
 from autoparallel.cost.step import StepTime
 from autoparallel.plan import Plan
-from autoparallel.ranking import Setting, sampled_times, ties
+from autoparallel.ranking import Setting, sampled_times, surest_choice, ties
 from autoparallel.request import TrainingRequest
 from autoparallel.units import GIB
 
-SURE, UNSURE = 0.95, 0.9
-"""Chances to fit at which a layout counts as safe, and below which a safer one is named."""
+UNSURE, SURER = 0.9, 0.05
+"""Chance to fit below which a surer layout is named, and how much surer it has to be."""
 
 
 def time_scale(seconds: float) -> tuple[float, str, int]:
@@ -122,9 +122,18 @@ def decision(plan: Plan, equal: Sequence[bool], capacity_bytes: float, mark: str
     if others:
         subject = f"1 other {mark}cannot" if others == 1 else f"{others} others {mark}cannot"
         text += f" {subject} be told from it: measure before choosing between them."
-    if (winner.fits_probability or 0.0) < UNSURE:
-        alike = (e for e, same in zip(plan.entries, equal, strict=True) if same)
-        safe = next((e for e in alike if (e.fits_probability or 0.0) >= SURE), None)
-        if safe is not None:
-            text += f" Of these number {safe.rank} is safer to fit (P {safe.fits_probability:.2f})."
-    return text
+    return text + _surer(plan, equal)
+
+
+def _surer(plan: Plan, equal: Sequence[bool]) -> str:
+    """Which layout as good as the first is the better choice, where that one may not fit."""
+    fits = np.array([e.fits_probability or 0.0 for e in plan.entries])
+    seconds = np.array([e.iteration_s or 0.0 for e in plan.entries])
+    chosen = surest_choice(np.array(equal), seconds, fits)
+    if fits[0] >= UNSURE or fits[chosen] < fits[0] + SURER:
+        return ""
+    number, slower = plan.entries[chosen].rank, seconds[chosen] / seconds[0] - 1
+    return (
+        f" A failed start counted in, number {number} is the better choice of these: it fits with "
+        f"P {fits[chosen]:.2f}, and is {slower:.1%} slower by prediction (export --rank {number})."
+    )

@@ -10,7 +10,7 @@ What is merely slow (tensor parallel across NVLink domains, recomputing fused at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ __all__ = [
     "Rule",
     "RuleCase",
     "Violation",
+    "binding",
     "explain",
     "first_broken",
     "limits",
@@ -64,6 +65,15 @@ def first_broken(case: RuleCase, which: Iterable[int]) -> NDArray[np.int16]:
             broken = np.broadcast_to(np.asarray(RULES[index].predicate(case), bool), reason.shape)
             reason[broken & (reason < 0)] = index
     return reason
+
+
+def binding(pruned: Mapping[str, int]) -> str:
+    """Of the rules that left candidates out, the one that met those that came furthest.
+
+    Rules are asked in order: what the last of them left out had kept all others before. Where
+    nothing is legal it stands in the way, whatever left out most. Empty without any.
+    """
+    return next((rule.id for rule in reversed(RULES) if pruned.get(rule.id)), "")
 
 
 def explain(case: RuleCase, row: int) -> list[Violation]:

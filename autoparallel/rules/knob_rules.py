@@ -44,6 +44,13 @@ from autoparallel.rules.rule import (
     framework_rules,
     rule,
 )
+from autoparallel.rules.sharded_rules import (
+    SHARDED_HOST,
+    SHARDED_OVERLAP,
+    SHARDED_RECOMPUTE,
+    SHARDED_SEQUENCE,
+    SHARDED_SHARDING,
+)
 
 _PEAK = {name: name if name in ("bf16", "fp16", "mxfp8", "nvfp4") else "fp8" for name in PRECISIONS}
 
@@ -104,6 +111,7 @@ SHARDING_RULES = (
         f"{MOE}.moe_layer.MoELayer.forward",
         MEGATRON,
     ),
+    *SHARDED_SEQUENCE,
     *framework_rules(SP),
     rule(
         "zero_pipeline",
@@ -139,6 +147,7 @@ SHARDING_RULES = (
         f"{STATE} (num_distributed_optimizer_instances)",
         MEGATRON,
     ),
+    *SHARDED_SHARDING,
     *framework_rules("zero_stage", "shard_group_size"),
 )
 
@@ -194,6 +203,7 @@ RECOMPUTE_RULES = (
         "leave it out",
         CONFIG,
     ),
+    *SHARDED_RECOMPUTE,
     *framework_rules(GRANULARITY, "recompute_method", "recompute_num_layers", MODULES),
 )
 
@@ -294,6 +304,7 @@ OVERLAP_RULES = (
         CONFIG,
         MEGATRON,
     ),
+    *SHARDED_OVERLAP,
     *framework_rules("overlap"),
 )
 
@@ -348,5 +359,6 @@ HOST_RULES = (
         CONFIG,
         MEGATRON,
     ),
+    *SHARDED_HOST,
     *framework_rules("optimizer_offload_fraction", "cuda_graph_scope"),
 )

@@ -40,6 +40,7 @@ from autoparallel.rules.rule import (
     framework_rules,
     rule,
 )
+from autoparallel.rules.sharded_rules import SHARDED_MESH
 
 _PRIMES = (2.0, 3.0, 5.0, 7.0, 11.0, 13.0)
 
@@ -171,6 +172,7 @@ MESH_RULES = (
         CONFIG,
         MEGATRON,
     ),
+    *SHARDED_MESH,
     *framework_rules(TP, PP, CP, "cp_comm_type", EP, ETP),
 )
 

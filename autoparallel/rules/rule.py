@@ -77,7 +77,12 @@ class _Numbers(dict[str, str]):
     def __missing__(self, name: str) -> str:
         places = (self._case.knobs, self._case.model, self._case)
         value = next(getattr(place, name) for place in places if hasattr(place, name))
-        return _WORDS[name][int(value)] if name in _WORDS else f"{float(value):g}"
+        return _WORDS[name][int(value)] if name in _WORDS else _plain(float(value))
+
+
+def _plain(number: float) -> str:
+    """A whole number in full, another in a few digits."""
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:g}"
 
 
 def _fitting(predicate: Callable[[RuleCase], Bool], case: RuleCase, knob: str) -> str:

@@ -32,7 +32,7 @@ MIN_CONTEXT_TOKENS = 1024
 """Fewest tokens a context rank keeps under `auto` (assumed: with fewer it only adds latency)."""
 
 Row = tuple[float, ...]
-Table = dict[str, NDArray[Any]]
+Mesh = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +89,7 @@ def _pipelines(job: Job) -> list[int]:
     )
 
 
-def meshes(job: Job) -> Table:
+def meshes(job: Job) -> Mesh:
     """Every combination of tp, pp, cp with its communication, and ep with etp."""
     spec, experts = job.spec, job.model.num_moe_experts
     domain = min(job.cluster.nvlink_domain_gpus, 16)
@@ -120,6 +120,7 @@ def _expert_tensors(job: Job, tp: int) -> list[int]:
     return _spread(job.spec.expert_tensor_parallel_size, lambda: sorted({1, tp}))
 
 
+@cache
 def _stages(word: str, layers: int, stages: int) -> tuple[int, ...]:
     """The stage layout that `word` means for this many virtual stages; () where it means none."""
     if word == "even" or stages < 2:
@@ -162,18 +163,18 @@ def _chunk_counts(job: Job, pp: int) -> list[int]:
 # Options of the axes after the mesh. Each takes the job and the features it reads, and returns rows
 # of knob values together with the features that later axes read.
 
-_Options = list[tuple[Row, dict[str, float]]]
+Options = list[tuple[Row, dict[str, float]]]
 
 
-def _micro_batches(job: Job, dp: float) -> _Options:
+def _micro_batches(job: Job, dp: float) -> Options:
     most = min(job.global_batch_size, 64)
     sizes = _spread(job.spec.micro_batch_size, lambda: _powers_of_two(most))
     return [((float(b),), {"m": job.global_batch_size / (b * dp) if dp else 0.0}) for b in sizes]
 
 
-def _plans(job: Job, pp: float, m: float) -> _Options:
+def _plans(job: Job, pp: float, m: float) -> Options:
     """Schedule, chunks, group size and stage layout."""
-    options: _Options = []
+    options: Options = []
     for schedule, vpp in _schedules(job, int(pp)):
         for group in _groups(job, int(pp), m) if schedule == "interleaved" else [0]:
             for stages, fullest in _splits(job, int(pp) * vpp):
@@ -216,17 +217,17 @@ def _splits(job: Job, stages: int) -> list[tuple[int, float]]:
     return list(dict.fromkeys(found)) or [(0, layers / stages)]
 
 
-def _sequences(job: Job, many_tp: float) -> _Options:
+def _sequences(job: Job, many_tp: float) -> Options:
     return [((float(sp),), {}) for sp in (job.spec.sequence_parallel if many_tp else (False,))]
 
 
-def _shardings(job: Job, replicas: float, expert_replicas: float) -> _Options:
+def _shardings(job: Job, replicas: float, expert_replicas: float) -> Options:
     """ZeRO stage and shard group; one usual stage where there is nothing to share out."""
     own = [int(z) for z in job.framework.legal.get("zero_stage", (1,))]
     stages = _spread(job.spec.zero_stage, lambda: [z for z in own if z] or own)
     if replicas <= 1 and expert_replicas <= 1:
         stages = [1 if 1 in stages else stages[0]]
-    options: _Options = []
+    options: Options = []
     for zero in stages:
         for shard in _shards(job, replicas) if zero and replicas > 1 else [0]:
             options.append(((float(zero), float(shard)), {"zero": float(zero > 0)}))
@@ -241,7 +242,7 @@ def _shards(job: Job, replicas: float) -> list[int]:
     return _spread(job.spec.shard_group_size, auto)
 
 
-def _recomputations(job: Job, fullest: float) -> _Options:
+def _recomputations(job: Job, fullest: float) -> Options:
     rows = [row for word in job.spec.recompute for row in _recompute_rows(job, word, fullest)]
     return [(row, {}) for row in dict.fromkeys(rows)]
 
@@ -275,7 +276,7 @@ def _stores(job: Job, module: str) -> bool:
     }.get(module, True)
 
 
-def _precisions(job: Job) -> _Options:
+def _precisions(job: Job) -> Options:
     names = _spread(job.spec.precision, lambda: [job.precision])
     grads = [4.0 if dtype == "fp32" else 2.0 for dtype in job.spec.grad_reduce_dtype]
     rows = product([float(PRECISIONS.index(name)) for name in names], grads)
@@ -284,7 +285,7 @@ def _precisions(job: Job) -> _Options:
 
 def _overlaps(
     job: Job, replicas: float, many_tp: float, many_ep: float, vpp: float, zero: float
-) -> _Options:
+) -> Options:
     """Overlap switches; one without traffic stays as Megatron-LM has it."""
     traffic = {"grad": replicas > 1, "param": replicas > 1 and zero, "p2p": vpp}
     relevant = {name for name, on in (traffic | {"tp": many_tp, "moe": many_ep}).items() if on}
@@ -296,7 +297,7 @@ def _overlaps(
     return [((mask,), {}) for mask in dict.fromkeys(masks)]
 
 
-def _hosts(job: Job) -> _Options:
+def _hosts(job: Job) -> Options:
     """Optimizer offload and CUDA graphs; only graphs of layers that the model has."""
     model = job.model
     dense, moe = model.moe_layers < model.num_layers, model.num_moe_experts > 0
@@ -315,7 +316,7 @@ class _Axis:
 
     sets: tuple[str, ...]
     reads: tuple[str, ...]
-    options: Callable[..., _Options]
+    options: Callable[..., Options]
 
 
 AXES = (

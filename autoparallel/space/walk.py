@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 
 from autoparallel.framework import Framework
 from autoparallel.hardware import Cluster
-from autoparallel.layout import (
-    KNOB_FIELDS,
-    Knobs,
-)
+from autoparallel.layout import KNOB_FIELDS, Choices, Knobs, Part, Product
 from autoparallel.model import Model
 from autoparallel.rules import RULES, Limits, RuleCase, first_broken, limits
 from autoparallel.rules.case import one_row
-from autoparallel.space.axes import AXES, Job, Row, Table, decided, meshes
+from autoparallel.space.axes import AXES, Job, Mesh, Options, Row, decided, meshes
 from autoparallel.space.spec import SpaceSpec
 
 BLOCK_ROWS = 65_536
@@ -69,13 +66,16 @@ def candidates(
     """
     walk = Candidates(spec, model, cluster, framework, workload)
     blocks = list(walk)
-    names = [f.name for f in KNOB_FIELDS]
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(block, name) for block in blocks]) if blocks else np.empty(0)
-        for name in names
+        f.name: np.concatenate([np.empty(0), *(_column(block, f.name) for block in blocks)])
+        for f in KNOB_FIELDS
     }
     knobs = Knobs(**columns, stage_table=walk.stage_table)
     return Space(knobs=knobs, considered=walk.considered, pruned=dict(walk.pruned))
+
+
+def _column(block: Knobs, name: str) -> NDArray[np.float64]:
+    return np.broadcast_to(getattr(block, name), (block.size,))
 
 
 @dataclass(slots=True)
@@ -83,14 +83,33 @@ class _Step:
     """Options of one axis for every state that reaches it, flattened.
 
     A state is what later axes read of a row; rows of one state have the same options.
+
+    Attributes:
+        choices: Values of the axis's knobs, a row each different option.
+        row: Which of the choices an option is.
+        child: The state that an option leads to.
+        first, count: Where a state's options begin, and how many they are.
     """
 
-    values: NDArray[np.float64]
+    choices: Choices
+    row: NDArray[np.intp]
     child: NDArray[np.intp]
     first: NDArray[np.intp]
     count: NDArray[np.intp]
     below: list[int] = field(default_factory=list)
     """Combinations that a row of each state stands for, from this axis on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows on their way: the choice on every axis so far, mesh first, and the state they are in."""
+
+    chosen: tuple[NDArray[np.intp], ...]
+    state: NDArray[np.intp]
+
+    def take(self, index: NDArray[np.intp] | slice) -> _Table:
+        """Some of the rows."""
+        return _Table(tuple(column[index] for column in self.chosen), self.state[index])
 
 
 class Candidates:
@@ -123,8 +142,8 @@ class Candidates:
         self.stage_table = tuple(self._job.stage_index)
         mesh = meshes(self._job)
         names, states, self._root = _mesh_states(self._job, mesh)
-        self._mesh = mesh
         self._steps = _steps(self._job, names, states)
+        self._choices = (Choices(mesh), *(step.choices for step in self._steps))
         below = self._steps[0].below
         self.considered = sum(below[state] for state in self._root.tolist())
         self.pruned: Counter[str] = Counter()
@@ -139,27 +158,28 @@ class Candidates:
 
     def __iter__(self) -> Iterator[Knobs]:
         self.pruned.clear()
-        waiting: list[Table] = []
-        for table in self._walk(0, self._mesh | {"state": self._root}):
+        waiting: list[_Table] = []
+        start = _Table((np.arange(len(self._root)),), self._root)
+        for table in self._walk(0, start):
             waiting.append(table)
-            if sum(len(part["tp"]) for part in waiting) >= BLOCK_ROWS:
-                yield self._knobs(_joined(waiting))
+            if sum(len(part.state) for part in waiting) >= BLOCK_ROWS:
+                yield self._knobs(_joined(waiting), compact=True)
                 waiting = []
         if waiting:
-            yield self._knobs(_joined(waiting))
+            yield self._knobs(_joined(waiting), compact=True)
 
-    def _walk(self, step: int, table: Table) -> Iterator[Table]:
+    def _walk(self, step: int, table: _Table) -> Iterator[_Table]:
         """Keep the legal rows of `table`, and multiply them by the axes from `step` on."""
         table = self._keep(step, table)
-        if not len(table["state"]):
+        if not len(table.state):
             return
         if step == len(self._steps):
             yield table
             return
         for part in _parts(table, self._steps[step]):
-            yield from self._walk(step + 1, _expanded(part, self._steps[step], AXES[step].sets))
+            yield from self._walk(step + 1, _expanded(part, self._steps[step]))
 
-    def _keep(self, step: int, table: Table) -> Table:
+    def _keep(self, step: int, table: _Table) -> _Table:
         """The rows that no rule decidable here excludes; the others are counted."""
         which = self._rules[step]
         if not which:
@@ -169,12 +189,11 @@ class Candidates:
         lost = reason >= 0
         if not lost.any():
             return table
-        self._count(step, reason[lost], table["state"][lost])
+        self._count(step, reason[lost], table.state[lost])
         for index in np.unique(reason[lost]).tolist():
             if (rule := RULES[index].id) not in self._witnesses:
                 self._witnesses[rule] = one_row(case, int(np.argmax(reason == index)))
-        kept = np.flatnonzero(~lost)
-        return {name: column[kept] for name, column in table.items()}
+        return table.take(np.flatnonzero(~lost))
 
     def _count(self, step: int, reason: NDArray[np.int16], state: NDArray[np.intp]) -> None:
         pairs, times = np.unique(reason * np.int64(1 << 32) + state, return_counts=True)
@@ -183,15 +202,16 @@ class Candidates:
             rule, where = divmod(pair, 1 << 32)
             self.pruned[RULES[rule].id] += n * (below[where] if below else 1)
 
-    def _knobs(self, table: Table) -> Knobs:
-        """The columns as knobs; those of later axes are NaN, which no rule applied so far reads."""
-        rows = len(table["tp"])
-        whole = {"num_gpus": self._job.num_gpus, "global_batch_size": self._job.global_batch_size}
-        columns: dict[str, Any] = {
-            f.name: table[f.name] if f.name in table else np.full(rows, whole.get(f.name, np.nan))
-            for f in KNOB_FIELDS
-        }
-        return Knobs(**columns, stage_table=self.stage_table)
+    def _knobs(self, table: _Table, compact: bool = False) -> Product:
+        """The rows as knobs; those of later axes are NaN, which no rule applied so far reads."""
+        parts = [Part(c, i) for c, i in zip(self._choices, table.chosen, strict=False)]
+        return Product(
+            [part.compact() for part in parts] if compact else parts,
+            len(table.state),
+            num_gpus=self._job.num_gpus,
+            global_batch_size=self._job.global_batch_size,
+            stage_table=self.stage_table,
+        )
 
 
 def _rules_by_step(to: Limits) -> list[list[int]]:
@@ -206,7 +226,7 @@ def _later_reads(step: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for axis in AXES[step:] for name in axis.reads))
 
 
-def _mesh_states(job: Job, mesh: Table) -> tuple[tuple[str, ...], list[Row], NDArray[np.intp]]:
+def _mesh_states(job: Job, mesh: Mesh) -> tuple[tuple[str, ...], list[Row], NDArray[np.intp]]:
     """What later axes read of a mesh, as finely as the spec needs it; and each mesh's state."""
     tp, pp, cp = mesh["tp"], mesh["pp"], mesh["cp"]
     dp = job.num_gpus / (tp * pp * cp)
@@ -234,20 +254,26 @@ def _steps(job: Job, names: tuple[str, ...], states: list[Row]) -> list[_Step]:
     for number, axis in enumerate(AXES):
         later = _later_reads(number + 1)
         children: dict[Row, int] = {}
-        values, child, count = [], [], []
+        choices: dict[Row, int] = {}
+        offered: dict[Row, Options] = {}
+        rows, child, count = [], [], []
         for state in states:
             known = dict(zip(names, state, strict=True))
-            options = axis.options(job, *(known[name] for name in axis.reads))
-            for row, features in options:
+            given = tuple(known[name] for name in axis.reads)
+            if given not in offered:
+                offered[given] = axis.options(job, *given)
+            for row, features in offered[given]:
                 after = known | features
                 key = tuple(after.get(name, 0.0) for name in later)
-                values.append(row)
+                rows.append(choices.setdefault(row, len(choices)))
                 child.append(children.setdefault(key, len(children)))
-            count.append(len(options))
+            count.append(len(offered[given]))
         counts = np.array(count, dtype=np.intp)
+        values = np.array(list(choices), dtype=np.float64).reshape(len(choices), len(axis.sets))
         steps.append(
             _Step(
-                values=np.array(values, dtype=np.float64).reshape(len(values), len(axis.sets)),
+                choices=Choices(dict(zip(axis.sets, values.T.copy(), strict=True))),
+                row=np.array(rows, dtype=np.intp),
                 child=np.array(child, dtype=np.intp),
                 first=np.cumsum(counts) - counts,
                 count=counts,
@@ -269,31 +295,32 @@ def _fill_below(steps: list[_Step]) -> None:
         after = step.below
 
 
-def _parts(table: Table, step: _Step) -> Iterator[Table]:
+def _parts(table: _Table, step: _Step) -> Iterator[_Table]:
     """`table` in slices whose expansion has about `BLOCK_ROWS` rows."""
-    ends = np.cumsum(step.count[table["state"]])
+    ends = np.cumsum(step.count[table.state])
     start = 0
     while start < len(ends):
         before = ends[start - 1] if start else 0
         stop = max(int(np.searchsorted(ends, before + BLOCK_ROWS, side="right")), start + 1)
-        yield {name: column[start:stop] for name, column in table.items()}
+        yield table.take(slice(start, stop))
         start = stop
 
 
-def _expanded(table: Table, step: _Step, names: tuple[str, ...]) -> Table:
+def _expanded(table: _Table, step: _Step) -> _Table:
     """Every row times the options of its state."""
-    state = table["state"]
-    count = step.count[state]
-    parent = np.repeat(np.arange(len(state)), count)
+    count = step.count[table.state]
+    parent = np.repeat(np.arange(len(count)), count)
     starts = np.cumsum(count) - count
-    option = np.arange(len(parent)) - np.repeat(starts - step.first[state], count)
-    grown = {name: column[parent] for name, column in table.items() if name != "state"}
-    for position, name in enumerate(names):
-        grown[name] = step.values[:, position][option]
-    return grown | {"state": step.child[option]}
+    option = np.arange(len(parent)) + (step.first[table.state] - starts).take(parent)
+    grown = tuple(column.take(parent) for column in table.chosen)
+    return _Table((*grown, step.row.take(option)), step.child.take(option))
 
 
-def _joined(tables: list[Table]) -> Table:
+def _joined(tables: list[_Table]) -> _Table:
     if len(tables) == 1:
         return tables[0]
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    columns = zip(*(table.chosen for table in tables), strict=True)
+    return _Table(
+        tuple(np.concatenate(column) for column in columns),
+        np.concatenate([table.state for table in tables]),
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoparallel.cli import app
+from autoparallel.cli import program
 from autoparallel.cli.outcome import exit_code_of
 
 RECORDED = Path(__file__).parents[1] / "profiling" / "logs" / "recorded"
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Path:
 def autoparallel(*words: str) -> int:
     import typer
 
-    return exit_code_of(typer.main.get_command(app), words)
+    return exit_code_of(typer.main.get_command(program()), words)
 
 
 def test_logs_of_exported_layouts_join_the_plan(

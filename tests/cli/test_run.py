@@ -150,7 +150,7 @@ def test_nothing_legal_names_the_rule_with_its_numbers(run):
         "search", "--model", "gpt-175b", "--gpus", "7", "space.tensor_model_parallel_size=[5]"
     )
     assert code == 3
-    assert "the rule 'world' left out" in err
+    assert "break the rule 'world': data_parallel_size" in err
     assert "7 GPUs is not tp 5" in err
     assert "0 legal" in out
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from cases import case
+from cases import case, taken
 
 from autoparallel.cost.case import Case
-from autoparallel.cost.unique import FEWEST_ROWS, Rows, gathered, per_combination
-from autoparallel.layout import Knobs
+from autoparallel.cost.step import StepTime
+from autoparallel.cost.unique import (
+    FEWEST_ROWS,
+    Rows,
+    Shared,
+    gathered,
+    kept_per_combination,
+    per_combination,
+)
+from autoparallel.layout import Choices, Knobs, Part, Product
 from autoparallel.units import Num
 
 ROWS = 4 * FEWEST_ROWS
@@ -20,7 +28,7 @@ TEXTS = ("tp1 pp1 mbs1 zero1", "tp2 pp4 mbs2 zero1 sp", "tp4 pp2 cp2 mbs1 zero1"
 def many(texts: tuple[str, ...] = TEXTS, rows: int = ROWS) -> Case:
     """The layouts again and again."""
     few = case(texts)
-    return replace(few, knobs=few.knobs.take(np.arange(rows) % len(texts)))
+    return taken(few, np.arange(rows) % len(texts))
 
 
 def test_computes_every_combination_once() -> None:
@@ -101,7 +109,50 @@ def test_rows_note_what_is_read() -> None:
 def test_gathers_records_and_leaves_scalars() -> None:
     index = np.array([1, 1, 0])
     machine = many().machine
-    taken = gathered(replace(machine, peak_flops_per_s=np.array([1.0, 2.0])), index)
-    assert np.array_equal(taken.peak_flops_per_s, [2.0, 2.0, 1.0])
-    assert taken.sms == machine.sms
+    some = gathered(replace(machine, peak_flops_per_s=np.array([1.0, 2.0])), index)
+    assert np.array_equal(some.peak_flops_per_s, [2.0, 2.0, 1.0])
+    assert some.sms == machine.sms
     assert gathered((3.0, np.array(4.0)), index) == (3.0, 4.0)
+
+
+def test_a_kept_record_is_gathered_column_by_column() -> None:
+    @kept_per_combination
+    def formula(c: Case) -> tuple[StepTime, Num]:
+        parts = {f.name: c.knobs.tp * i for i, f in enumerate(fields(StepTime))}
+        step = StepTime(**parts)
+        return step, step.iteration_s
+
+    whole = many()
+    step, total = formula(whole)
+    assert isinstance(step, Shared)
+    assert np.array_equal(step.optimizer_s, whole.knobs.tp * 8)
+    assert np.array_equal(step.iteration_s, total)
+    some = np.array([5, 1, 2])
+    assert np.array_equal(step.at(some).launch_s, whole.knobs.tp[some] * 9)
+    taken_out = gathered(step, some)
+    assert isinstance(taken_out, StepTime)
+    assert np.array_equal(taken_out.launch_s, whole.knobs.tp[some] * 9)
+
+
+@pytest.mark.parametrize("rows", [3, ROWS])
+def test_a_product_is_evaluated_as_its_columns(rows: int) -> None:
+    @per_combination
+    def formula(c: Case) -> Num:
+        return c.knobs.tp * 10 + c.knobs.mbs * c.knobs.dp + c.knobs.module("mlp")
+
+    random = np.random.default_rng(5)
+    tables = (
+        {"tp": [1.0, 2.0, 4.0], "pp": [1.0, 2.0, 2.0], "cp": [1.0, 1.0, 2.0]},
+        {"mbs": [1.0, 2.0]},
+        {"granularity": [0.0, 1.0], "modules": [0.0, 8.0]},
+    )
+    parts = []
+    for table in tables:
+        choices = Choices({name: np.array(values) for name, values in table.items()})
+        parts.append(Part(choices, random.integers(0, choices.rows, rows)))
+    knobs = Product(parts, rows, num_gpus=64, global_batch_size=256)
+    one = case(TEXTS[:1])
+    of = replace(one, knobs=knobs, machine=replace(one.machine, peak_flops_per_s=1e15))
+    plain = knobs.take(np.arange(rows))
+    found = np.broadcast_to(formula(of), rows)
+    assert np.array_equal(found, plain.tp * 10 + plain.mbs * plain.dp + plain.module("mlp"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autoparallel.cost.step import StepTime
 from autoparallel.profiles import Spread
-from autoparallel.ranking import best_probability, sampled_times, ties
+from autoparallel.ranking import best_probability, sampled_times, surest_choice, ties
 
 PARTS = tuple(f.name for f in fields(StepTime))
 SPREAD = Spread()
@@ -141,3 +141,22 @@ def test_one_layout_is_best_and_ties_alone() -> None:
     one = named(compute_s=[2.0])
     assert chances(one).tolist() == [1]
     assert ties(sampled_times(one, SPREAD)).tolist() == [True]
+
+
+def choice(seconds: list[float], fits: list[float]) -> int:
+    tied = ties(sampled_times(named(compute_s=seconds), SPREAD))
+    return surest_choice(tied, np.array(seconds), np.array(fits))
+
+
+def test_of_layouts_that_tie_the_safer_is_chosen() -> None:
+    assert choice([10.0, 10.05, 10.1], [0.5, 0.6, 0.99]) == 2
+    assert choice([10.0, 10.05], [0.9, 0.9]) == 0
+    assert choice([10.0, 10.0], [0.7, 0.8]) == 1
+
+
+def test_safety_does_not_buy_what_is_truly_slower() -> None:
+    assert choice([10.0, 20.0], [0.5, 1.0]) == 0
+
+
+def test_a_little_safety_does_not_pay_for_much_time() -> None:
+    assert choice([10.0, 10.2], [0.90, 0.95]) == 0

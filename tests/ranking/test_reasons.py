@@ -187,15 +187,15 @@ def test_a_sample_is_even_and_does_not_depend_on_how_blocks_came(request_175b):
     from autoparallel.planning import candidates_of
 
     (knobs,) = candidates_of(request_175b, setting(request_175b))
-    whole = stratified(knobs, 2_000)
+    whole = stratified([knobs], 2_000)
     assert 1_000 < len(whole) <= 2_000
     assert len(set(whole.tolist())) == len(whole)
-    mesh = np.stack([getattr(knobs, name) for name in STRATA], axis=1)
+    mesh = np.stack([getattr(knobs, name) * np.ones(knobs.size) for name in STRATA], axis=1)
     _, stratum, sizes = np.unique(mesh, axis=0, return_inverse=True, return_counts=True)
     counts = np.bincount(stratum.reshape(-1)[whole])
     assert all(counts == np.minimum(sizes, counts.max()))
     half = knobs.size // 2
     parts = [np.arange(half), np.arange(half, knobs.size)]
-    thinned = np.concatenate([rows[stratified(knobs.take(rows), 2_000)] for rows in parts])
-    again = thinned[stratified(knobs.take(thinned), 2_000)]
+    thinned = np.concatenate([rows[stratified([knobs.take(rows)], 2_000)] for rows in parts])
+    again = thinned[stratified([knobs.take(thinned)], 2_000)]
     assert set(again.tolist()) == set(whole.tolist())

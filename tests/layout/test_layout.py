@@ -286,7 +286,7 @@ def test_malformed_words(text: str) -> None:
         Layout.parse(text)
 
 
-WORDS = st.sampled_from([*grammar._WORDS, "tp8", "stages=7,8*6", "recompute=full/block/4", "none"])
+WORDS = st.sampled_from([*grammar.GRAMMAR, "tp8", "stages=7,8*6", "recompute=full/block/4", "none"])
 PIECES = st.one_of(WORDS, st.text("0123456789=*/,+.- \t²٣é\0", max_size=6), st.text(max_size=8))
 
 
