@@ -1,4 +1,4 @@
-"""What starts a job's ranks, and the loop that waits for them.
+"""What starts the ranks of a job or an errand, and the loop that waits for them.
 
 A launcher knows how to start, look, fetch and stop; it never waits. `run_trial` is the one place
 that waits: it holds the deadline, hands partial step times to whoever watches, and ends every trial
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from autoparallel.errors import LaunchError
-from autoparallel.profiling.job import Job, Result
+from autoparallel.profiling.errand import Work
+from autoparallel.profiling.job import Result
 
 POLL_S = 0.1
 QUEUE_S = 24 * 3600.0
@@ -43,7 +44,7 @@ class Launcher(Protocol):
 
     name: str
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """Start the ranks of `job` and return a ticket at once.
 
         Args:
@@ -73,7 +74,7 @@ Watch = Callable[[Progress], bool]
 
 def run_trial(
     launcher: Launcher,
-    job: Job,
+    job: Work,
     folder: Path,
     *,
     watch: Watch | None = None,
@@ -119,7 +120,7 @@ def run_trial(
 def _wait(
     launcher: Launcher,
     ticket: str,
-    job: Job,
+    job: Work,
     watch: Watch | None,
     queue_s: float,
     poll_s: float,
