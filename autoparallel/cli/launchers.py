@@ -29,7 +29,7 @@ SiteFlag: TypeAlias = Annotated[
 GpusPerNodeFlag: TypeAlias = Annotated[
     int,
     typer.Option(
-        "--gpus-per-node", help="What Slurm or Kubernetes is asked for.", metavar="N", min=1
+        "--gpus-per-node", help="Asked of Slurm or Kubernetes; 0 for none.", metavar="N", min=0
     ),
 ]
 
@@ -74,6 +74,35 @@ def launcher(
     return _local(command)
 
 
+def concurrent(asked: int | None, started: Launcher, *, cuda: bool, gpus: int, ranks: int) -> int:
+    """Trials that run at a time: as asked, or what the cluster's GPUs hold.
+
+    Trials on CPUs share the cores and would slow each other down, so those run one by one. So do
+    those of plain processes, which take the machine's GPUs by their number.
+
+    Args:
+        asked: `--concurrent`.
+        started: Where they run.
+        cuda: Whether ranks take GPUs.
+        gpus: Of the plan, where the launcher cannot count its own.
+        ranks: Of the largest trial.
+
+    Raises:
+        ConfigError: more than one at a time where they would take the same GPUs.
+    """
+    from autoparallel.profiling.ray_launcher import RayLauncher
+
+    alone = started.name in ("subprocess", "command")
+    if asked is not None:
+        if asked > 1 and alone and (cuda or started.name == "command"):
+            rule = "would put several trials on the same GPUs of this machine"
+            raise bad_value("--concurrent", asked, rule, "use --launcher ray, slurm, kubernetes")
+        return asked
+    if alone or not cuda:
+        return 1
+    return max((started.gpus() if isinstance(started, RayLauncher) else gpus) // ranks, 1)
+
+
 @contextmanager
 def errand_launcher(
     name: str,
@@ -101,9 +130,11 @@ def errand_launcher(
     started = launcher(
         chosen,
         site=record,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=max(gpus_per_node, 1),
         ray_address=ray_address,
-        cuda={"cpu": False, "cuda": True}.get(device, None if chosen == "ray" else True),
+        cuda={"cpu": False, "cuda": True}.get(
+            device, None if chosen == "ray" else gpus_per_node > 0
+        ),
         ranks=gpus_per_node,
     )
     try:

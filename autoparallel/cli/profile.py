@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from autoparallel.cli import common, screen
-from autoparallel.cli.launchers import LAUNCHERS, launcher
+from autoparallel.cli.launchers import LauncherFlag, RayAddressFlag, concurrent, launcher
 from autoparallel.cli.outcome import complain
 from autoparallel.errors import ConfigError, LaunchError, bad_value
 
@@ -39,12 +39,18 @@ def profile_verb(
     mode: Annotated[
         str, typer.Option("--mode", help="job, proxy or rank.", metavar="MODE")
     ] = "job",
-    where: Annotated[
-        str, typer.Option("--launcher", help=", ".join(LAUNCHERS) + ".", metavar="NAME")
-    ] = "",
-    ray_address: Annotated[
-        str, typer.Option("--ray-address", help="A Ray cluster, or auto.", metavar="ADDRESS")
-    ] = "",
+    where: LauncherFlag = "",
+    ray_address: RayAddressFlag = "",
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrent",
+            help="Trials at a time [what the GPUs hold; 1 on CPUs].",
+            metavar="N",
+            min=1,
+            max=1000,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
     ] = "auto",
@@ -114,6 +120,8 @@ def profile_verb(
         return
     settings = _with_command(settings, request, command)
     chosen = where or ("subprocess" if command else "ray")
+    cuda = settings.base.device == "cuda"
+    ranks = 1 if mode == "rank" else room or request.num_gpus
 
     def place() -> Launcher:
         return launcher(
@@ -121,15 +129,22 @@ def profile_verb(
             site=request.site,
             gpus_per_node=request.cluster.gpus_per_node,
             ray_address=ray_address,
-            cuda=settings.base.device == "cuda",
-            ranks=1 if mode == "rank" else room or request.num_gpus,
+            cuda=cuda,
+            ranks=ranks * (at_once or 1),
             command=bool(command),
         )
+
+    def sized(started: Launcher) -> Settings:
+        gpus = request.num_gpus
+        found = concurrent(at_once, started, cuda=cuda, gpus=gpus, ranks=ranks)
+        return replace(settings, concurrent=found)
+
+    from dataclasses import replace
 
     from autoparallel.profiling.launcher import ClusterGoneError
 
     try:
-        _answer(folder, plan, request, settings, place, as_json=json, quiet=quiet)
+        _answer(folder, plan, request, settings.budget_s, sized, place, as_json=json, quiet=quiet)
     except ClusterGoneError as gone:
         _leave_at_once(gone)
 
@@ -249,7 +264,8 @@ def _answer(
     folder: Path,
     plan: Plan,
     request: TrainingRequest,
-    settings: Settings,
+    budget_s: float,
+    sized: Callable[[Launcher], Settings],
     place: Callable[[], Launcher],
     *,
     as_json: bool,
@@ -258,8 +274,8 @@ def _answer(
     """Run the campaign, write what it found whatever happened, and show it."""
     from autoparallel.cli.profile_view import Bar
 
-    bar = Bar(shown=not quiet, budget_s=settings.budget_s)
-    campaign, failure = _campaign(folder, plan, request, settings, place, bar)
+    bar = Bar(shown=not quiet, budget_s=budget_s)
+    campaign, failure = _campaign(folder, plan, request, sized, place, bar)
     bar.end()
     if campaign is None:
         assert failure is not None
@@ -295,7 +311,7 @@ def _campaign(
     folder: Path,
     plan: Plan,
     request: TrainingRequest,
-    settings: Settings,
+    sized: Callable[[Launcher], Settings],
     place: Callable[[], Launcher],
     bar: Any,
 ) -> tuple[Campaign | None, BaseException | None]:
@@ -307,7 +323,7 @@ def _campaign(
     try:
         bar.note("starting the launcher")
         started = place()
-        campaign = Campaign(folder, plan, request, settings, started, bar)
+        campaign = Campaign(folder, plan, request, sized(started), started, bar)
         campaign.run()
     except (KeyboardInterrupt, ConfigError, LaunchError) as error:
         return campaign, error
