@@ -380,7 +380,8 @@ def _rank_actor(ray: Any) -> Any:
                 for name, content in code.items():
                     (parcel / name).parent.mkdir(parents=True, exist_ok=True)
                     (parcel / name).write_bytes(content)
-                (place / "job.json").write_text(job)
+                if not shared:  # else a rank would read what another is just writing
+                    (place / "job.json").write_text(job)
                 os.environ.update(environment)
                 sys.path.insert(0, str(parcel))
                 for name in [n for n in sys.modules if n.split(".")[0] == "autoparallel"]:
