@@ -35,7 +35,8 @@ from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
 
 MARK = "AUTOPARALLEL_FAULT_RUN"
 FAULT = "AUTOPARALLEL_FAULT"
-GONE_S = 30.0
+GONE_S = 75.0
+"""Ray's own agents look for a head that was killed with its driver for a minute, then end."""
 INJECTION = '''
 """Wait until this rank trains, then do what the environment says."""
 import os, sys, threading, time

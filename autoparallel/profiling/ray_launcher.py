@@ -18,11 +18,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,11 @@ _QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # else Ray prints what befell a worker on our output
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # else ranks run at 15, and whatever else runs slows them down
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",  # else Ray ends this process in a minute
 }
+
+
+_PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
+"""For this process alone: else Ray ends it a minute after its cluster has gone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class RayLauncher:
     def __init__(self, *, address: str = "", gpus: bool | None = False, ranks: int = 1) -> None:
         self._ray = _imported()
         self._temporary: Path | None = None
+        self._own = contextlib.ExitStack()
         self._below: list[int] = []
         self._running: dict[str, _Running] = {}
         self._actor = _rank_actor(self._ray)
@@ -165,6 +170,7 @@ class RayLauncher:
             self._calls(self._ray.shutdown)
         if self._head.gone:
             self._let_go()
+        self._own.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -183,29 +189,34 @@ class RayLauncher:
 
     def _connect(self, address: str) -> None:
         try:
+            _be_patient(self._ray)
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             rule = f"cannot be reached ({reason})"
-            hint = "start one with `ray start --head`, or leave it out"
+            hint = (
+                "start one with `ray start --head`, set RAY_AUTH_MODE=token if it has a token, or leave "
+                "it out"
+            )
             raise bad_value("--ray-address", address, rule, hint) from error
 
     def _start_local(self, cpus: int) -> None:
+        """Start a Ray with a token of its own, which no other process on this machine knows."""
         self._temporary = Path(tempfile.mkdtemp(prefix="ap-ray-"))
+        if "RAY_AUTH_MODE" not in os.environ:
+            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            self._own.enter_context(_environment(token))
         # RAY_ADDRESS would send a local start to another cluster.
-        kept = os.environ.pop("RAY_ADDRESS", None)
-        try:
-            self._ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(self._temporary),
-            )
-        finally:
-            if kept is not None:
-                os.environ["RAY_ADDRESS"] = kept
+        self._own.enter_context(_environment({"RAY_ADDRESS": None}))
+        _be_patient(self._ray)
+        self._ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(self._temporary),
+        )
 
     def _check_room(self, job: Work) -> None:
         """A placement group larger than the cluster would wait forever."""
@@ -315,6 +326,31 @@ def _strategy(job: Work) -> str:
     if spread(job):
         return "STRICT_SPREAD"
     return "STRICT_PACK" if isinstance(job, Errand) else "PACK"
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables set, or taken away, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(found: Mapping[str, str | None]) -> None:
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def _be_patient(ray: Any) -> None:
+    """Settings of Ray's client in this process, which keeps them; what it starts has its own."""
+    with _environment({name: os.environ.get(name, value) for name, value in _PATIENCE.items()}):
+        ray._raylet.Config.initialize("")
 
 
 def _imported() -> Any:
