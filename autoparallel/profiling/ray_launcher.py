@@ -8,9 +8,9 @@ it; elsewhere rank 0 is asked for its steps and every rank for its end.
 A local Ray has no dashboard, a small object store, a temporary folder of its own, sends no usage
 statistics, and runs its ranks at the driver's own priority.
 
-Ray's client asks a head that has gone again and again, then ends the whole process in whatever call
-it is. So it is told to be patient, every operation first knocks at the head's port and is done on a
-thread of its own (`ray_calls`): when nobody answers, the launcher lets go of Ray, and raises.
+Ray's client asks a head that has gone again and again, and after a minute ends the whole process in
+whatever call it is. So every operation first knocks at the head's port, and is done on a thread of
+its own (`ray_calls`): when nobody answers, the launcher lets go of Ray, and raises.
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # else ranks run at 15, and whatever else runs slows them down
 }
-
-
-_PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
-"""For this process alone: else Ray ends it a minute after its cluster has gone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -188,17 +184,16 @@ class RayLauncher:
                 os.kill(pid, signal.SIGKILL)
 
     def _connect(self, address: str) -> None:
+        hint = "start one with `ray start --head`; one with a token needs RAY_AUTH_MODE=token"
+        if not _somebody_at(address):
+            raise bad_value("--ray-address", address, "is a port where nobody answers", hint)
         try:
-            _be_patient(self._ray)
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            rule = f"cannot be reached ({reason})"
-            hint = (
-                "start one with `ray start --head`, set RAY_AUTH_MODE=token if it has a token, or leave "
-                "it out"
-            )
-            raise bad_value("--ray-address", address, rule, hint) from error
+            raise bad_value(
+                "--ray-address", address, f"cannot be reached ({reason})", hint
+            ) from error
 
     def _start_local(self, cpus: int) -> None:
         """Start a Ray with a token of its own, which no other process on this machine knows."""
@@ -208,7 +203,6 @@ class RayLauncher:
             self._own.enter_context(_environment(token))
         # RAY_ADDRESS would send a local start to another cluster.
         self._own.enter_context(_environment({"RAY_ADDRESS": None}))
-        _be_patient(self._ray)
         self._ray.init(
             num_cpus=cpus,
             include_dashboard=False,
@@ -321,6 +315,14 @@ class RayLauncher:
         return ("out_of_memory" if memory else "crash"), text
 
 
+def _somebody_at(address: str) -> bool:
+    """Whether a port answers; Ray itself asks for minutes. What is no HOST:PORT is left to Ray."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host or int(port) > 65535:
+        return True
+    return Head(address).answers(0.0)
+
+
 def _strategy(job: Work) -> str:
     """How ranks lie on nodes: one each, all on one, or as close as they fit."""
     if spread(job):
@@ -345,12 +347,6 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
         yield
     finally:
         put(before)
-
-
-def _be_patient(ray: Any) -> None:
-    """Settings of Ray's client in this process, which keeps them; what it starts has its own."""
-    with _environment({name: os.environ.get(name, value) for name, value in _PATIENCE.items()}):
-        ray._raylet.Config.initialize("")
 
 
 def _imported() -> Any:
