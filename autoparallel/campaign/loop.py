@@ -400,9 +400,10 @@ class Campaign:
 
 def _cause(result: Result) -> str:
     """What kept a trial from its first step, as far as others may share it; empty when nothing."""
-    if result.step_s or result.outcome not in ("crash", "invalid"):
+    unmet = result.outcome == "timeout" and result.message.startswith("rank ")  # not the deadline
+    if result.step_s or not (unmet or result.outcome in ("crash", "invalid")):
         return ""
-    if result.outcome == "crash":
+    if result.outcome != "invalid":
         return result.outcome
     return re.sub(r"^rank \d+: ", "", result.message)  # which rank was first to say so is chance
 

@@ -55,6 +55,10 @@ _QUIET = {
 }
 
 
+_TOKEN = secrets.token_hex(32)
+"""Of every local Ray of this process; Ray would keep one for all in the user's home."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Running:
     job: Work
@@ -199,8 +203,10 @@ class RayLauncher:
         """Start a Ray with a token of its own, which no other process on this machine knows."""
         self._temporary = Path(tempfile.mkdtemp(prefix="ap-ray-"))
         if "RAY_AUTH_MODE" not in os.environ:
-            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+            self._own.callback(_read_settings, self._ray)
             self._own.enter_context(_environment(token))
+            _read_settings(self._ray)
         # RAY_ADDRESS would send a local start to another cluster.
         self._own.enter_context(_environment({"RAY_ADDRESS": None}))
         self._ray.init(
@@ -347,6 +353,12 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
         yield
     finally:
         put(before)
+
+
+def _read_settings(ray: Any) -> None:
+    """Make Ray's client look at the variables again, which it reads when it is imported."""
+    with contextlib.suppress(AttributeError):
+        ray._raylet.Config.initialize("")
 
 
 def _imported() -> Any:

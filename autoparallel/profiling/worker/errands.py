@@ -104,7 +104,9 @@ def _made(make: Callable[..., Any], kind: str, words: Sequence[str], device: str
 
 def _collectives(errand: Errand, device: str, tell: Tell) -> None:
     from autoparallel.profiling.worker.collectives import joined_group
+    from autoparallel.profiling.worker.interface import name_interface
 
+    name_interface(os.environ)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     with joined_group(device, local, errand.collective_timeout_s) as group:
         for key in errand.keys:

@@ -29,6 +29,7 @@ from autoparallel.profiling.rank_end import (
     end_file,
     step_line,
 )
+from autoparallel.profiling.worker.interface import name_interface
 
 MEGATRON = "0.16"
 Seen = Callable[[float, bool], None]
@@ -226,6 +227,7 @@ def _joined_world(job: Job, place: Place, device: Any) -> str:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.num_gpus)
         return "fake"
     backend = "nccl" if device.type == "cuda" else "gloo"
+    name_interface(os.environ)
     own = {"device_id": device} if device.type == "cuda" else {}
     dist.init_process_group(
         backend,
