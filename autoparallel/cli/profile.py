@@ -137,6 +137,8 @@ def profile_verb(
     def sized(started: Launcher) -> Settings:
         gpus = request.num_gpus
         found = concurrent(at_once, started, cuda=cuda, gpus=gpus, ranks=ranks)
+        if found > 1 and not cuda and not quiet:
+            complain("note: trials that run at a time on CPUs slow each other down")
         return replace(settings, concurrent=found)
 
     from dataclasses import replace
