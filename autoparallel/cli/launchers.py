@@ -123,6 +123,8 @@ def errand_launcher(
         device: `auto`, `cpu` or `cuda`.
         config_dir: A folder in front of the shipped data.
     """
+    from autoparallel.cli.outcome import leave_at_once
+    from autoparallel.profiling.launcher import ClusterGoneError
     from autoparallel.request import site_record
 
     chosen = name or ("ray" if ray_address else "subprocess")
@@ -139,6 +141,9 @@ def errand_launcher(
     )
     try:
         yield started, record
+    except ClusterGoneError as gone:
+        started.close()
+        leave_at_once(gone)
     finally:
         started.close()
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli.launchers import LauncherFlag, RayAddressFlag, concurrent, launcher
-from autoparallel.cli.outcome import complain
+from autoparallel.cli.outcome import complain, leave_at_once
 from autoparallel.errors import ConfigError, LaunchError, bad_value
 
 if TYPE_CHECKING:
@@ -148,15 +146,7 @@ def profile_verb(
     try:
         _answer(folder, plan, request, settings.budget_s, sized, place, as_json=json, quiet=quiet)
     except ClusterGoneError as gone:
-        _leave_at_once(gone)
-
-
-def _leave_at_once(gone: LaunchError) -> NoReturn:
-    """End without Python's own end, in which the client of a cluster that has gone crashes."""
-    complain(str(gone))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(gone.exit_code)
+        leave_at_once(gone)
 
 
 def seconds(flag: str, text: str) -> float:
