@@ -27,7 +27,10 @@ class Constants:
     """Bounded, physically meaningful numbers; the defaults are the priors of an unknown machine."""
 
     gemm_efficiency: Num = constant(
-        0.75, 0.4, 0.97, "share of the dense peak that a large GEMM reaches inside a training step"
+        0.9,
+        0.4,
+        1.15,
+        "rate of a large GEMM inside a step over the best product measured alone",
     )
     gemm_ramp_waves: Num = constant(
         0.25, 0.02, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of that"
@@ -36,7 +39,7 @@ class Constants:
         0.85, 0.5, 1.05, "gemm_efficiency under fp8 and narrower, relative to bf16"
     )
     attention_efficiency: Num = constant(
-        0.40, 0.1, 0.8, "share of the bf16 peak that attention reaches"
+        0.5, 0.1, 1.0, "rate of attention over the best bf16 product measured"
     )
     memory_traffic: Num = constant(
         1.2, 1.0, 4.0, "bytes moved by memory-bound operators over the ideal count"
@@ -45,10 +48,7 @@ class Constants:
         2.0e-3, 0.2e-3, 8e-3, "host time to launch one layer's forward and backward"
     )
     launch_tp_factor: Num = constant(
-        0.1, 0.0, 3.0, "growth of that host time with every doubling of tensor parallelism"
-    )
-    launch_tp_pp_factor: Num = constant(
-        1e-3, 0.0, 10.0, "further growth of the same under pipeline parallelism"
+        0.03, 0.0, 3.0, "growth of that host time with every further tensor-parallel rank"
     )
     step_overhead_s: Num = constant(
         0.02, 0.0, 0.5, "host time a step spends outside the layers: data, logging, clipping"
@@ -63,7 +63,7 @@ class Constants:
         20e-6, 2e-6, 400e-6, "wait for the slowest rank of a collective, beyond its isolated time"
     )
     hop_latency_s: Num = constant(
-        3e-6, 0.2e-6, 20e-6, "time a ring that leaves the fast domain adds with every rank"
+        3e-6, 0.2e-6, 100e-6, "time a ring that leaves the fast domain adds with every rank"
     )
     tp_exposed: Num = constant(
         0.7, 0.1, 1.6, "share of tensor-parallel communication that compute does not hide"

@@ -29,7 +29,8 @@ class Traits:
         stores_scores: 1 where attention keeps its scores for the backward pass though it is fused.
         master_bytes, moment_bytes: fp32 master weights and Adam moments, per parameter.
         unsharded_units: Full layers alive at once under ZeRO-3.
-        fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch.
+        fused_kernels: 1 when norm, activation and rope are fused kernels, 0 plain torch, between
+            where some are.
         per_op_recompute: 1 when selective recompute means torch's per-operator policy.
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
@@ -70,6 +71,7 @@ class Framework:
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
+        own_overlaps: Overlap switches that all of its runs have on: its constants hold them.
         exporters: Names of the exporters that write its launch files, the usual one first.
     """
 
@@ -81,6 +83,7 @@ class Framework:
     legal: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stage_split: str = "even"
+    own_overlaps: tuple[str, ...] = ()
     exporters: tuple[str, ...] = ()
     version: str = ""
     source: str = ""
@@ -112,6 +115,7 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
         name=name,
         aliases=text_list(data, "aliases", where),
         exporters=text_list(data, "exporters", where),
+        own_overlaps=text_list(data, "own_overlaps", where),
         traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
         eras=_eras(data, where),
         legal={k: tuple(v) for k, v in _by_knob(data, "legal", where, list).items()},

@@ -6,7 +6,7 @@ them as scalars or columns [N], for `cost/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoparallel.units import Num
 
@@ -35,6 +35,14 @@ class Gpu:
     idle_w: float = 0.0
     measured_matmul_flops_per_s: float = 0.0
     source: str = ""
+
+    def with_arithmetic(self, factor: float) -> Gpu:
+        """The same GPU with `factor` times its arithmetic, nominal and measured."""
+        return replace(
+            self,
+            peak_flops_per_s={name: v * factor for name, v in self.peak_flops_per_s.items()},
+            measured_matmul_flops_per_s=self.measured_matmul_flops_per_s * factor,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +100,15 @@ class Machine:
     intra_latency_s: Num
     inter_bytes_per_s: Num
     inter_latency_s: Num
+    reached_share: Num = 1.0
+    """Share of its dense bf16 peak that the best matrix product anyone measured reaches."""
     inter_is_measured: Num = 0.0
     """1 where the fabric bandwidth is a bus bandwidth measured in the job, not a nominal one."""
+
+
+REACHED_SHARE = 0.8
+"""Assumed of a GPU nobody has published a best product of: published ones lie between 0.73 (GB200)
+and 0.87 (A100), AMD's MI300X at 0.51."""
 
 
 def machine(cluster: Cluster, precision: str) -> Machine:
@@ -109,6 +124,7 @@ def machine(cluster: Cluster, precision: str) -> Machine:
     return Machine(
         peak_flops_per_s=gpu.peak_flops_per_s.get(precision, peak),
         bf16_flops_per_s=half,
+        reached_share=gpu.measured_matmul_flops_per_s / half or REACHED_SHARE,
         memory_bandwidth_bytes_per_s=gpu.memory_bandwidth_bytes_per_s,
         memory_bytes=gpu.memory_bytes,
         sms=float(gpu.streaming_multiprocessors),

@@ -76,7 +76,7 @@ RELATIVES: Mapping[str, tuple[str, ...]] = {
     "paxml": ("fsdp", "nemo"),
     "aleph-alpha": ("megatron", "nemo"),
     "megatron-deepspeed": ("megatron", "nemo"),
-    "nanotron-early": ("nanotron", "megatron", "nemo"),
+    "nanotron-slow-nodes": ("nanotron", "megatron", "nemo"),
     "nanotron": ("megatron", "nemo"),
     "fsdp": ("nemo", "megatron"),
 }
@@ -96,7 +96,7 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
         ProfileError: a profile file that does not parse.
     """
     wanted = f"{family}-{generation}"
-    for candidate in _by_nearness(family, generation):
+    for candidate in by_nearness(family, generation):
         path = folder / "training" / f"{candidate}.yaml"
         if path.is_file():
             found = read_calibration(path)
@@ -104,7 +104,8 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
     return Calibration(family=wanted, source="priors: no profile was found")
 
 
-def _by_nearness(family: str, generation: str) -> list[str]:
+def by_nearness(family: str, generation: str) -> list[str]:
+    """Profiles that may stand in for a framework's on a GPU generation, nearest first."""
     at = GENERATIONS.index(generation) if generation in GENERATIONS else 0
     near = sorted(GENERATIONS, key=lambda g: abs(GENERATIONS.index(g) - at))
     related = RELATIVES.get(family, ("nemo", "megatron"))

@@ -8,7 +8,7 @@ import pytest
 from cases import SMALL_CLUSTER, SMALL_GPU
 
 from autoparallel import catalog
-from autoparallel.hardware import Machine, machine
+from autoparallel.hardware import REACHED_SHARE, Machine, machine
 from autoparallel.layout import PRECISIONS
 
 CLUSTERS = catalog.names("cluster")
@@ -27,6 +27,15 @@ def test_every_cluster_gives_the_formulas_usable_numbers(name: str, precision: s
         assert isinstance(value, float), f.name
         assert value >= 0 if f.name.endswith(("latency_s", "measured")) else value > 0, f.name
     assert found.peak_flops_per_s >= found.bf16_flops_per_s
+
+
+def test_products_are_measured_against_the_best_one_known() -> None:
+    best = replace(SMALL_GPU, peak_flops_per_s={"bf16": 1e15}, measured_matmul_flops_per_s=7e14)
+    assert machine(replace(SMALL_CLUSTER, gpu=best), "bf16").reached_share == 0.7
+    unknown = replace(best, measured_matmul_flops_per_s=0.0)
+    assert machine(replace(SMALL_CLUSTER, gpu=unknown), "bf16").reached_share == REACHED_SHARE
+    more = machine(replace(SMALL_CLUSTER, gpu=best.with_arithmetic(2.0)), "bf16")
+    assert (more.bf16_flops_per_s, more.reached_share) == (2e15, 0.7)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

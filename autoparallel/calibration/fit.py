@@ -29,17 +29,25 @@ GROUP_WEIGHT_CAP = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Data:
-    """Measured runs ready to fit: a case, seconds [N] and the split group of every row [N]."""
+    """Measured runs ready to fit: a case, and of every row [N] seconds, split group and doubt.
+
+    A row that its source's collectors found odd (`suspect`) is scored but teaches nothing.
+    """
 
     case: Case
     seconds: Column
     groups: NDArray[np.str_]
+    suspect: NDArray[np.bool_]
 
     def weights(self) -> Column:
-        """Weight of each row: a group of n rows weighs min(n, cap) in all."""
-        _, inverse, counts = np.unique(self.groups, return_inverse=True, return_counts=True)
-        n = counts[inverse].astype(np.float64)
-        return np.minimum(n, GROUP_WEIGHT_CAP) / n
+        """Weight of each row: a group of n rows weighs min(n, cap) in all, a suspect row nothing.
+
+        Where every row is suspect they all count: they are all there is.
+        """
+        kept = ~self.suspect if not self.suspect.all() else self.suspect
+        _, inverse = np.unique(self.groups, return_inverse=True)
+        n = np.maximum(np.bincount(inverse, weights=kept)[inverse], 1.0)
+        return kept * np.minimum(n, GROUP_WEIGHT_CAP) / n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

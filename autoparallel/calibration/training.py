@@ -20,7 +20,7 @@ from autoparallel.constants import CONSTANT_NAMES, Constants
 from autoparallel.cost.step import StepTime, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
-from autoparallel.profiles import Calibration, Spread
+from autoparallel.profiles import Calibration, Spread, by_nearness
 
 Column = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -29,10 +29,10 @@ Progress = Callable[[str], None]
 FIXED = ("expert_imbalance", "moe_traffic")
 """Constants that published runs cannot tell apart from others; they stay at their prior."""
 FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
-    "nanotron": {"launch_tp_pp_factor": 2.0, "launch_tp_factor": 0.5},
-    "nanotron-early": {"launch_tp_factor": 0.5},
+    "nanotron": {"hop_latency_s": 20e-6},
+    "nanotron-slow-nodes": {"hop_latency_s": 20e-6, "launch_tp_factor": 0.7},
 }
-"""Constants only one framework needs, with where its fit starts."""
+"""Frameworks that are fitted alone, with where the constants begin that are unlike the others'."""
 KNOWN_OF: Mapping[str, Mapping[str, float]] = {
     "megatron": {"dp_exposed": 1.0},
     "megatron-deepspeed": {"dp_exposed": 1.0},
@@ -58,7 +58,7 @@ SOFTWARE = (
     "moe_launch",
 )
 """Constants that say how code is written, not how fast a GPU is."""
-GLOBAL_WIDTH, FAMILY_WIDTH = 0.5, 0.3
+GLOBAL_WIDTH, FAMILY_WIDTH = 0.3, 0.3
 IDENTIFIED = 0.6
 """A constant is measured when the data shrink its prior's width to this share or less."""
 EVERYTHING = "all"
@@ -79,6 +79,7 @@ class Rows:
             case=select(self.data.case, index),
             seconds=self.data.seconds[index],
             groups=self.data.groups[index],
+            suspect=self.data.suspect[index],
         )
 
 
@@ -89,6 +90,7 @@ def timed_rows(readings: Sequence[Reading]) -> Rows:
         case=case(timed, Constants()),
         seconds=np.array([r.run.seconds for r in timed], dtype=np.float64),
         groups=np.array([r.run.split_group or r.run.source for r in timed]),
+        suspect=np.array([bool(r.run.suspect) for r in timed]),
     )
     return Rows(readings=timed, data=data, families=np.array([r.family for r in timed]))
 
@@ -101,7 +103,7 @@ def framework_part(family: str) -> str:
 def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
     """Constants of an unknown machine, from all families without constants of their own."""
     ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
-    fixed = (*FIXED, *OWN_WIDTH, "launch_tp_pp_factor")
+    fixed = (*FIXED, *OWN_WIDTH)
     names = [n for n in CONSTANT_NAMES if n not in fixed]
     use = among & ordinary if (among & ordinary).any() else among
     return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH, near)
@@ -129,8 +131,7 @@ def fit_family(rows: Rows, family: str, among: Mask, base: Constants) -> Fit | N
 
 
 def _fit_rows(rows: Rows, mine: Mask, kind: str, prior: Constants) -> Fit:
-    fixed = (*FIXED, *({"launch_tp_pp_factor"} - FAMILY_ONLY.get(kind, {}).keys()))
-    names = [n for n in CONSTANT_NAMES if n not in fixed]
+    names = [n for n in CONSTANT_NAMES if n not in FIXED]
     return fit(rows.at(mine), names, prior, np.array([_width(kind, n) for n in names]))
 
 
@@ -174,15 +175,28 @@ def leave_one_group_out(
         held = rows.data.groups == group
         base = fit_everything(rows, ~held, _of_all(rows)).constants
         for family in np.unique(rows.families[held]):
-            own = fit_family(rows, str(family), ~held, base)
+            constants = _without(rows, str(family), ~held, base)
             at = held & (rows.families == family)
             data = rows.at(at)
-            constants = own.constants if own else base
             step = step_time(replace(data.case, constants=constants))
             errors[at] = np.log(np.asarray(step.iteration_s) / data.seconds)
             for name, column in parts.items():
                 column[at] = getattr(step, name)
     return LeftOut(log_errors=errors, step=StepTime(**parts))
+
+
+def _without(rows: Rows, family: str, among: Mask, base: Constants) -> Constants:
+    """The constants a prediction for `family` rests on when only the runs of `among` are known.
+
+    Its own when it has runs there, else those of the relative that `profiles` would borrow.
+    """
+    known = set(rows.families[among].tolist())
+    for candidate in by_nearness(framework_part(family), family.rpartition("-")[2]):
+        if candidate in known:
+            own = fit_family(rows, candidate, among, base)
+            assert own is not None
+            return own.constants
+    return base
 
 
 def calibrate(
@@ -199,17 +213,53 @@ def calibrate(
         own = fit_family(rows, str(family), everybody, base.constants)
         assert own is not None
         fits[str(family)] = own
-    return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
+    unseen = unseen_errors(rows, left_out, fits) if left_out else None
+    return {
+        name: _calibration(rows, left_out, unseen, name, f, source) for name, f in fits.items()
+    }, fits
+
+
+def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Column:
+    """What an unmeasured job of its family would err, by run: log(predicted / measured).
+
+    Left out with its split group, where the family has others. A family of one group is predicted
+    by a relative then, which says too much, and by its own fit too little, even times how much more
+    other families err unseen than seen: there it is the geometric mean of the two.
+    """
+    seen, errors = np.zeros(len(rows.readings)), left_out.log_errors.copy()
+    alone = np.zeros(len(rows.readings), dtype=bool)
+    for family in np.unique(rows.families):
+        at = rows.families == family
+        seen[at] = log_error(rows.at(at), fits[str(family)].constants)
+        alone[at] = len(np.unique(rows.data.groups[at])) == 1
+    groups = np.unique(rows.data.groups[~alone])
+    if not len(groups):
+        return errors
+    more = [_size(errors, rows, g) / max(_size(seen, rows, g), 1e-3) for g in groups]
+    scaled = seen[alone] * max(float(np.median(more)), 1.0)
+    errors[alone] = np.sign(scaled) * np.sqrt(np.abs(scaled * errors[alone]))
+    return errors
+
+
+def _size(errors: Column, rows: Rows, group: str) -> float:
+    return float(np.median(np.abs(errors[rows.data.groups == group])))
 
 
 def _calibration(
-    rows: Rows, left_out: LeftOut | None, name: str, own: Fit, source: str
+    rows: Rows,
+    left_out: LeftOut | None,
+    unseen: Column | None,
+    name: str,
+    own: Fit,
+    source: str,
 ) -> Calibration:
     mine = rows.families == name if name != EVERYTHING else np.ones(len(rows.readings), dtype=bool)
     return Calibration(
         family=name,
         constants=own.constants,
-        spread=_spread(rows, left_out, mine) if left_out else Spread(),
+        spread=Spread()
+        if left_out is None or unseen is None
+        else _spread(rows, left_out.step, unseen, mine),
         state="measured",
         rows=int(mine.sum()),
         measured_names=tuple(
@@ -224,10 +274,10 @@ def _width(family: str, name: str) -> float:
     return GLOBAL_WIDTH if family == EVERYTHING else OWN_WIDTH.get(name, FAMILY_WIDTH)
 
 
-def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
+def _spread(rows: Rows, left_out_step: StepTime, unseen: Column, mine: Mask) -> Spread:
     index = np.flatnonzero(mine)
-    step = gathered(left_out.step, index)
-    errors = left_out.log_errors[index]
+    step = gathered(left_out_step, index)
+    errors = unseen[index]
     search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()
     return fit_spread(step, errors, weights, layout_spread(errors, search_groups))

@@ -34,6 +34,9 @@ PERMUTE_BYTES = 12.0
 """Traffic per element of a routed token, each way, in 16 bit: sorted by rank (written, the input is
 one of K copies), then by local expert (read and written), before the experts; the same after them
 (Megatron-Core 0.16.1 `MoEAlltoAllTokenDispatcher`)."""
+PLAIN_TRAFFIC = 3.0
+"""Traffic of norm, activation and rope written in plain torch, over that of fused kernels: each
+writes and reads its intermediate results (casts to fp32, squares, products)."""
 SOFTMAX_HEADS = 4.0
 """Megatron's fused kernel for scale, mask and softmax takes a multiple of so many heads x sequences
 (Megatron-Core 0.16.1 `FusedScaleMaskSoftmax.is_kernel_available`)."""
@@ -95,7 +98,7 @@ def gemm_s(
     four_bit = machine.peak_flops_per_s > 3 * np.asarray(machine.bf16_flops_per_s)
     eight_bit = machine.peak_flops_per_s * c.fp8_efficiency
     narrow_rate = eight_bit * np.where(four_bit, FOUR_BIT_SHARE, 1.0)
-    rate = np.where(cast, narrow_rate, machine.bf16_flops_per_s)
+    rate = np.where(cast, narrow_rate, machine.bf16_flops_per_s) * machine.reached_share
     moved_s = HALF_BYTES * (m * n + m * k + k * n) / machine.memory_bandwidth_bytes_per_s
     return np.maximum(2 * m * n * k * ramp * short / (rate * c.gemm_efficiency), moved_s)
 
@@ -162,12 +165,13 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     span = m.s / 2
     windowed = np.minimum(np.where(np.asarray(m.window) > 0, m.window, m.s), span)
     keys = span * (1 - m.window_fraction) + windowed * m.window_fraction
+    half_rate = machine.bf16_flops_per_s * machine.reached_share
     flash_flops = 2 * rows * keys * (m.d_qk + m.d_v)
     longer = case.look_up(lambda o, s: o.attention.length_factor(s), m.s)
     rate = c.attention_efficiency * head_width_factor((m.d_qk + m.d_v) / 2) * longer
-    flash_s = flash_flops / (machine.bf16_flops_per_s * rate)
+    flash_s = flash_flops / (half_rate * rate)
     full_flops = 2 * rows * m.s * (m.d_qk + m.d_v)
-    matmul_s = full_flops / (machine.bf16_flops_per_s * c.gemm_efficiency * 0.7)
+    matmul_s = full_flops / (half_rate * c.gemm_efficiency * 0.7)
     score_byte_s = rows * m.s * c.memory_traffic / machine.memory_bandwidth_bytes_per_s
     flash = np.asarray(case.traits.flash_attention)
     forward = np.where(flash > 0, flash_s, matmul_s + UNFUSED_SCORE_BYTES * score_byte_s)
@@ -193,7 +197,7 @@ def memory_bound_s(case: Case, width: Num) -> tuple[Num, Num]:
     """
     m, k, c = case.model, case.knobs, case.constants
     qkv = (m.a * m.d_qk + m.g * (m.d_qk + m.d_v)) / k.tp
-    plain = np.where(np.asarray(case.traits.fused_kernels) > 0, 1.0, 3.0)
+    plain = PLAIN_TRAFFIC - (PLAIN_TRAFFIC - 1) * case.traits.fused_kernels
     norms, f = 22 * m.h / sequence_shards(case), width / k.tp
     cast = cast_bytes(case, width)
     forward = (norms + 4 * qkv + 2 * m.k * f) * plain + cast

@@ -262,9 +262,7 @@ def layer_time(case: Case) -> LayerTime:
     work = ops.forward_s + ops.backward_s + again
     gpu = work + tp + cp + ep
     moe = 1 + c.moe_launch * case.model.L_moe / case.model.L
-    pipelined = np.where(np.asarray(k.pp) > 1, 1.0, 0.0)
-    tp_growth = c.launch_tp_factor + c.launch_tp_pp_factor * pipelined
-    host = c.launch_s_per_layer * (1 + tp_growth * np.log2(k.tp)) * moe
+    host = c.launch_s_per_layer * (1 + c.launch_tp_factor * (k.tp - 1)) * moe
     host = host * (1 + whole / 3) * np.take(LAUNCHED, np.asarray(k.graph, dtype=np.intp))
     host = host * (1 + TORCH_SOFTMAX_LAUNCH * torch_softmax(case))
     busy = smooth_max(gpu, host, squarings=3)
@@ -290,7 +288,7 @@ def layer_time(case: Case) -> LayerTime:
 TORCH_SOFTMAX_LAUNCH = 0.2
 """More host time of a layer whose softmax is torch's: vTrain's launch-bound layers of 2 heads a GPU
 take 5.1 ms, of 4 heads 4.2 ms, at every width and depth."""
-SPLIT_EXPOSED = 0.5
+SPLIT_EXPOSED = 0.7
 """Assumed: what splitting a layer's collective against its GEMM (`tp`) or another micro-batch's
 compute (`moe`) leaves exposed of the rest; torchtitan's asynchronous tensor parallelism gained 9 %
 of a step."""

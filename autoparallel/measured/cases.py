@@ -23,17 +23,32 @@ from autoparallel.cost.unique import gathered
 from autoparallel.errors import CatalogError
 from autoparallel.framework import Framework, Traits, framework_of
 from autoparallel.hardware import Cluster, Machine, machine
-from autoparallel.layout import PRECISIONS, SCHEDULES, Layout, knobs
+from autoparallel.layout import (
+    MEGATRON_OVERLAPS,
+    OVERLAPS,
+    PRECISIONS,
+    SCHEDULES,
+    Layout,
+    knobs,
+)
 from autoparallel.measured import words
 from autoparallel.measured.rows import MeasuredRun
+from autoparallel.measured.twins import catalog_twin, with_details
 from autoparallel.model import Model
 from autoparallel.operators import operators_for
 
 Record = TypeVar("Record")
 
 DEFAULT_VOCABULARY = 50_257
-HEALTHY_INTRA_ALLREDUCE_GBPS = 430.0
-"""All-reduce bus bandwidth of a healthy 8-GPU H100 node, of which a slower reading is a share."""
+UNCOMPILED = 0.65
+"""Fused share of the kernels of a job that says it was not compiled: attention and the optimizer
+are, the rest costs 1.7 times the traffic (torchtitan's pairs of runs that differ in nothing else
+take 16 % longer)."""
+HEALTHY_INTRA_ALLREDUCE_GBPS = 440.0
+"""All-reduce bus bandwidth that a healthy 8-GPU H100 node exceeds. nanotron's jobs read either 445
+to 461 or 412 to 431 GB/s, nothing between."""
+SLOW_NODES = "slow-nodes"
+"""The era of rows from nodes below that: in nanotron's their hosts are slower too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +66,9 @@ class Reading:
     @property
     def software(self) -> str:
         """The calibrated family of the framework release that ran."""
-        early = "before-pp-fix" if "after_pp_fix=False" in self.run.notes else ""
-        return self.framework.family(self.run.software_release or early)
+        intra = self.run.measured_allreduce_busbw_intra_gbps
+        slow = SLOW_NODES if intra and intra < HEALTHY_INTRA_ALLREDUCE_GBPS else ""
+        return self.framework.family(self.run.software_release or slow)
 
     @property
     def family(self) -> str:
@@ -136,7 +152,7 @@ def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
     moe = (run.num_moe_experts or 0) > 1
     heads = run.num_attention_heads
     ffn = run.ffn_hidden_size or 4 * run.hidden_size
-    known = catalog_twin(run.model, run.num_layers, run.hidden_size, config_dir)
+    known = catalog_twin(run, config_dir)
     stated = Model(
         name=run.model or "unnamed",
         num_layers=run.num_layers,
@@ -154,7 +170,7 @@ def row_model(run: MeasuredRun, config_dir: Path | None = None) -> Model:
         moe_router_topk=(run.moe_router_topk or 1) if moe else 0,
         moe_ffn_hidden_size=ffn if moe else 0,
     )
-    return _with_catalog_details(stated, known) if known else stated
+    return with_details(stated, known) if known else stated
 
 
 def _kv_channels(run: MeasuredRun) -> int:
@@ -164,43 +180,6 @@ def _kv_channels(run: MeasuredRun) -> int:
 
 def _tied(run: MeasuredRun) -> bool:
     return bool(run.tied_embeddings) if run.tied_embeddings is not None else not run.swiglu
-
-
-def _with_catalog_details(stated: Model, known: Model) -> Model:
-    return replace(
-        stated,
-        kv_channels=known.kv_channels,
-        normalization=known.normalization,
-        add_bias_linear=known.add_bias_linear,
-        add_qkv_bias=known.add_qkv_bias,
-        ffn_hidden_size=known.ffn_hidden_size,
-        untie_embeddings_and_output_weights=known.untie_embeddings_and_output_weights,
-        window_size=known.window_size,
-        window_layers_fraction=known.window_layers_fraction,
-        moe_shared_expert_intermediate_size=known.moe_shared_expert_intermediate_size,
-        moe_first_dense_layers=known.moe_first_dense_layers,
-        q_lora_rank=known.q_lora_rank,
-        kv_lora_rank=known.kv_lora_rank,
-        qk_head_dim=known.qk_head_dim,
-        qk_pos_emb_head_dim=known.qk_pos_emb_head_dim,
-        v_head_dim=known.v_head_dim,
-        mtp_num_layers=known.mtp_num_layers,
-    )
-
-
-@cache
-def catalog_twin(
-    name: str, num_layers: int, hidden_size: int, config_dir: Path | None = None
-) -> Model | None:
-    """The catalog model of that name, when its depth and width agree."""
-    words = re.sub(r"[^a-z0-9.]", "", name.lower())
-    for candidate in catalog.names("model", config_dir):
-        if re.sub(r"[^a-z0-9.]", "", candidate) != words:
-            continue
-        model = catalog.model(candidate, config_dir)
-        if (model.num_layers, model.hidden_size) == (num_layers, hidden_size):
-            return model
-    return None
 
 
 # --- the layout ----------------------------------------------------------------------------------
@@ -235,8 +214,15 @@ def row_layout(run: MeasuredRun, framework: Framework, model: Model) -> Layout:
         stage_layers=stage_layers(model, run.pipeline_model_parallel_size, framework.stage_split),
         precision=_precision(run.precision),
         grad_reduce_dtype=_grad_dtype(run, framework),
+        overlap=_overlaps(run, framework),
         framework=framework.name,
     )
+
+
+def _overlaps(run: MeasuredRun, framework: Framework) -> tuple[str, ...]:
+    """Megatron's own, and what the row says of tensor parallelism where that is a choice."""
+    choice = run.async_tensor_parallel and "tp" not in framework.own_overlaps
+    return tuple(o for o in OVERLAPS if o in MEGATRON_OVERLAPS or (o == "tp" and choice))
 
 
 def stage_layers(model: Model, stages: int, split: str) -> tuple[int, ...]:
@@ -365,6 +351,8 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
     }
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
+    if run.compiled == 0:
+        changes["fused_kernels"] = UNCOMPILED
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):
         changes["fused_kernels"] = 0.0
     return replace(traits, **changes)

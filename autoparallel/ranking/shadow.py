@@ -127,9 +127,7 @@ def rate_prices(where: Setting, now: Verdict) -> list[RatePrice]:
 
 
 def _faster_arithmetic(cluster: Cluster) -> Cluster:
-    gpu = cluster.gpu
-    peaks = {name: value * (1 + MORE) for name, value in gpu.peak_flops_per_s.items()}
-    return replace(cluster, gpu=replace(gpu, peak_flops_per_s=peaks))
+    return replace(cluster, gpu=cluster.gpu.with_arithmetic(1 + MORE))
 
 
 def _faster_memory(cluster: Cluster) -> Cluster:

@@ -131,9 +131,7 @@ def _memory(request: TrainingRequest, factor: float) -> TrainingRequest:
 
 
 def _compute(request: TrainingRequest, factor: float) -> TrainingRequest:
-    own = request.cluster.gpu
-    peaks = {name: peak * factor for name, peak in own.peak_flops_per_s.items()}
-    gpu = replace(own, peak_flops_per_s=peaks)
+    gpu = request.cluster.gpu.with_arithmetic(factor)
     return replace(request, cluster=replace(request.cluster, gpu=gpu))
 
 

@@ -12,7 +12,14 @@ from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out, merged
 from autoparallel.calibration.run import intervals, run
 from autoparallel.calibration.spread import PARTS, fit_spread, layout_spread, weighted_quantile
-from autoparallel.calibration.training import EVERYTHING, leave_one_group_out, timed_rows
+from autoparallel.calibration.training import (
+    EVERYTHING,
+    LeftOut,
+    fit_family,
+    leave_one_group_out,
+    timed_rows,
+    unseen_errors,
+)
 from autoparallel.constants import CONSTANT_NAMES, Constants, bounds
 from autoparallel.cost.step import StepTime, interval_s, step_time
 from autoparallel.errors import ProfileError
@@ -107,13 +114,56 @@ def test_fits_stay_inside_physical_bounds():
     readings = made()
     for factor in (1e-3, 1e3):
         data = data_of(readings)
-        absurd = Data(case=data.case, seconds=data.seconds * factor, groups=data.groups)
+        absurd = Data(
+            case=data.case, seconds=data.seconds * factor, groups=data.groups, suspect=data.suspect
+        )
         found = fit(absurd, FREE, Constants(), 3.0)
         for name in FREE:
             low, high = bounds(name)
             assert low * (1 - 1e-9) <= getattr(found.constants, name) <= high * (1 + 1e-9)
         for low, high in intervals(found).values():
             assert low <= high
+
+
+def test_a_suspect_run_is_scored_but_teaches_nothing(exact):
+    readings = made()
+    odd = replace(readings[3].run, iteration_s=readings[3].run.iteration_s * 5, suspect="odd")
+    data = data_of([*readings[:3], read(odd), *readings[4:]])
+    assert data.weights()[3] == 0
+    found = fit(data, FREE, Constants(), 3.0)
+    assert found.constants.gemm_efficiency == pytest.approx(
+        exact.constants.gemm_efficiency, rel=0.01
+    )
+    assert log_error(data, found.constants)[3] == pytest.approx(-np.log(5), abs=0.02)
+
+
+def test_where_every_run_is_suspect_they_all_count():
+    readings = [read(replace(r.run, suspect="a CPU")) for r in made()]
+    assert np.all(data_of(readings).weights() > 0)
+
+
+def test_a_family_left_out_whole_is_predicted_by_the_relative_it_would_borrow_from():
+    slow = replace(TRUE, gemm_efficiency=0.5)
+    nemo = [replace(r, framework="NeMo/Megatron", split_group="nemo") for r in RUNS]
+    rows = timed_rows([*made(), *made(nemo, slow)])
+    found = leave_one_group_out(rows, groups=("nemo",)).log_errors[len(RUNS) :]
+    own = fit_family(rows, "megatron-ampere", rows.families == "megatron-ampere", Constants())
+    assert own is not None
+    data = rows.at(rows.families == "nemo-ampere")
+    assert np.median(found) < np.log(0.9)
+    assert found == pytest.approx(log_error(data, own.constants), abs=0.05)
+
+
+def test_a_family_of_one_group_errs_between_what_it_fits_and_what_a_relative_says():
+    nemo = [replace(r, framework="NeMo/Megatron", split_group="nemo") for r in RUNS]
+    rows = timed_rows([*made(noise=0.05), *made(nemo, noise=0.05, seed=1)])
+    fits = {f: fit(rows.at(rows.families == f), FREE, Constants(), 0.3) for f in set(rows.families)}
+    blind = LeftOut(log_errors=np.full(len(rows.readings), 0.3), step=step_time(rows.data.case))
+    errors, alone = unseen_errors(rows, blind, fits), rows.families == "nemo-ampere"
+    seen = log_error(rows.at(alone), fits["nemo-ampere"].constants)
+    assert np.all(errors[~alone] == 0.3)
+    assert np.all(np.sign(errors[alone]) == np.sign(seen))
+    assert np.all(np.abs(errors[alone]) >= np.sqrt(np.abs(seen) * 0.3) * (1 - 1e-9))
 
 
 def test_a_few_odd_runs_do_not_bend_the_fit():

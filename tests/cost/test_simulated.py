@@ -29,7 +29,7 @@ def case(words: str, model: str = "gpt3-20b", gpus: int = 64):  # type: ignore[n
 def test_the_simulator_and_the_closed_form_agree(words: str) -> None:
     found = simulated(case(words))
     assert found is not None
-    assert found.difference == pytest.approx(0.0, abs=0.015)
+    assert found.difference == pytest.approx(0.0, abs=0.02)
 
 
 def test_the_pipeline_is_that_of_the_step() -> None:

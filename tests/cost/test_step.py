@@ -285,6 +285,15 @@ def test_recomputing_more_layers_is_never_faster() -> None:
     np.testing.assert_allclose(times[5], times[6])
 
 
+def test_host_time_grows_with_every_tensor_parallel_rank() -> None:
+    """Where nothing else takes time, a layer of tp ranks takes 1 + f (tp - 1) of one rank's."""
+    free = with_constants(dense(), launch_s_per_layer=1.0, launch_tp_factor=0.5)
+    seconds = layer_time(free).total_s
+    tp = np.broadcast_to(np.asarray(free.knobs.tp), np.shape(seconds))
+    plain = np.asarray(free.knobs.granularity) != 2
+    assert np.asarray(seconds)[plain] == pytest.approx(1 + 0.5 * (tp[plain] - 1), rel=0.02)
+
+
 def test_fp8_is_never_slower_on_hopper() -> None:
     """Layers wide enough for the arithmetic to matter; narrow ones pay for casting."""
     model = catalog.model("llama-3.1-405b")

@@ -10,7 +10,7 @@ import pytest
 from autoparallel.constants import Constants
 from autoparallel.cost.step import step_time
 from autoparallel.errors import CatalogError
-from autoparallel.measured.cases import DEFAULT_VOCABULARY, case, read, select
+from autoparallel.measured.cases import DEFAULT_VOCABULARY, case, read, row_traits, select
 from autoparallel.measured.rows import MeasuredRun
 
 RUN = MeasuredRun(
@@ -84,6 +84,30 @@ def test_a_row_is_believed_about_its_model(said, expected):
 def test_a_row_is_believed_about_its_layout(said, words):
     layout = str(read(replace(RUN, **said)).layout).split()
     assert set(words) <= set(layout)
+
+
+def test_asynchronous_tensor_parallelism_is_a_switch_where_a_framework_leaves_it_one():
+    said = replace(RUN, async_tensor_parallel=1)
+    assert "tp" in read(replace(said, framework="torchtitan")).layout.overlap
+    assert "tp" not in read(replace(said, framework="nanotron")).layout.overlap
+    assert read(replace(said, async_tensor_parallel=0)).layout == read(RUN).layout
+
+
+def test_a_job_that_was_not_compiled_moves_more_memory():
+    said = [replace(RUN, framework="torchtitan", compiled=c) for c in (None, 1, 0)]
+    silent, compiled, eager = (row_traits(r, read(r).framework).fused_kernels for r in said)
+    assert silent == compiled == 1.0
+    assert 0 < eager < 1
+
+
+@pytest.mark.parametrize(
+    ("intra", "family"),
+    [(None, "nanotron"), (457.0, "nanotron"), (425.0, "nanotron-slow-nodes")],
+)
+def test_nodes_whose_links_measure_slow_are_a_family_of_their_own(intra, family):
+    run = replace(RUN, framework="nanotron", measured_allreduce_busbw_intra_gbps=intra)
+    assert read(run).software == family
+    assert not read(replace(run, framework="Megatron-LM")).software.startswith("nanotron")
 
 
 def test_vpp_without_a_schedule_is_interleaved():

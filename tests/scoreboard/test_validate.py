@@ -237,14 +237,11 @@ def test_several_files_are_one_score(tmp_path):
 
 def test_own_profiles_go_in_front(tmp_path):
     from autoparallel.calibration.profile_file import Profile, write_profile
-    from autoparallel.constants import Constants
-    from autoparallel.profiles import Calibration
+    from autoparallel.catalog import data_dir
+    from autoparallel.profiles import calibration
 
-    found = Calibration(
-        family="megatron-ampere",
-        constants=replace(Constants(), gemm_efficiency=0.4),
-        rows=5,
-    )
+    own = calibration("megatron", "ampere", data_dir() / "profiles")
+    found = replace(own, constants=replace(own.constants, gemm_efficiency=0.4))
     write_profile(tmp_path / "own", Profile(calibration=found))
     file = write_runs(tmp_path / "runs.csv", RUNS)
     slow, usual = validate([file], profiles_dir=tmp_path / "own"), validate([file])
