@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoparallel.cli import main
+from autoparallel.cli import launchers, main
 from autoparallel.cli.launchers import concurrent
 from autoparallel.errors import ConfigError
+from autoparallel.profiling.launcher import ClusterGoneError
 from autoparallel.profiling.ray_launcher import RayLauncher
 
 
@@ -77,3 +78,22 @@ def test_bad_input_is_exit_2(words, said, tmp_path, monkeypatch, capsys):
     assert exit_code(*words) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_that_goes_away_ends_an_errand_at_once(monkeypatch, capsys):
+    closed: list[bool] = []
+    fake = SimpleNamespace(name="ray", close=lambda: closed.append(True))
+    monkeypatch.setattr(launchers, "launcher", lambda *words, **more: fake)
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("autoparallel.cli.outcome.os._exit", leave)
+    more = {"site": "", "gpus_per_node": 8, "ray_address": "auto", "device": "auto"}
+    with (
+        pytest.raises(SystemExit, match="4"),
+        launchers.errand_launcher("ray", config_dir=None, **more),
+    ):
+        raise ClusterGoneError("--launcher: the Ray cluster went away; run again to go on")
+    assert "went away" in capsys.readouterr().err
+    assert closed
