@@ -35,7 +35,8 @@ from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
 
 MARK = "AUTOPARALLEL_FAULT_RUN"
 FAULT = "AUTOPARALLEL_FAULT"
-GONE_S = 30.0
+GONE_S = 75.0
+"""Ray's own agents look for a head that was killed with its driver for a minute, then end."""
 INJECTION = '''
 """Wait until this rank trains, then do what the environment says."""
 import os, sys, threading, time
@@ -237,11 +238,12 @@ def _memory_bytes() -> tuple[float, float]:
     return sizes["MemTotal"], sizes["MemAvailable"]
 
 
-def driver(run: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    """`autoparallel profile` in a process of its own."""
-    words = ["profile", str(run), "--device", "cpu", "--launcher", name, *more]
+def driver(run: Path, name: str, *more: str, code: str = "") -> subprocess.Popen[str]:
+    """`autoparallel profile` in a process of its own, or `code` with the same arguments."""
+    words = [str(run), "--device", "cpu", "--launcher", name, *more]
+    program = ["-c", code] if code else ["-m", "autoparallel", "profile"]
     return subprocess.Popen(
-        [sys.executable, "-m", "autoparallel", *words],
+        [sys.executable, *program, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -393,19 +395,61 @@ def _trials(run: Path) -> list[str]:
     return found
 
 
-def ray_head_gone() -> Row:
-    """The local Ray's head processes are killed inside a trial; then the run goes on."""
+KNOCKED = """
+import os, signal, sys
+from pathlib import Path
+from autoparallel.cli import main
+from autoparallel.profiling.ray_head import Head
+
+answers, run = Head.answers, Path(sys.argv[1])
+
+def strike(self, every_s):
+    found = answers(self, every_s)
+    if found and (run / "strike").exists():
+        (run / "strike").unlink()
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                name, mark = (place / "comm").read_text().strip(), (place / "environ").read_bytes()
+                ours = os.environ["AUTOPARALLEL_FAULT_RUN"].encode() in mark
+                if ours and name in ("gcs_server", "raylet"):
+                    os.kill(int(place.name), signal.SIGKILL)
+            except OSError:
+                pass
+    return found
+
+Head.answers = strike
+main(["profile", *sys.argv[1:]])
+"""
+"""A driver that kills its head right after a knock that was answered, when told to."""
+
+
+def killed_head(run: Path, mark: str) -> None:
+    """Kill the head's processes of a local Ray."""
+    for pid in _with_mark(mark):
+        with suppress(OSError):
+            name = (Path("/proc") / str(pid) / "comm").read_text().strip()
+            if name in ("gcs_server", "raylet"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def struck_after_a_knock(run: Path, mark: str) -> None:
+    """Tell the driver to do it."""
+    (run / "strike").touch()
+
+
+def ray_head_gone(*, knocked: bool = False) -> Row:
+    """The local Ray's head processes are killed inside a trial; then the run goes on.
+
+    `knocked` kills them in the instant between a knock that is answered and the call after it.
+    """
     with marked() as mark, tempfile.TemporaryDirectory() as folder:
         run = searched(Path(folder) / "run")
         start = time.monotonic()
-        process = driver(run, "ray", "--top", "3", "--steps", "20")
+        words = ("--top", "3", "--steps", "20")
+        process = driver(run, "ray", *words, code=KNOCKED if knocked else "")
         wait_until(lambda: journal_lines(run) >= 1 and trains(run))
         before = _trials(run)
-        for pid in _with_mark(mark):
-            with suppress(OSError):
-                name = (Path("/proc") / str(pid) / "comm").read_text().strip()
-                if name in ("gcs_server", "raylet"):
-                    os.kill(pid, signal.SIGKILL)
+        (struck_after_a_knock if knocked else killed_head)(run, mark)
         try:
             said, _ = process.communicate(timeout=180)
             outcome = f"exit {process.returncode}"
@@ -423,7 +467,7 @@ def ray_head_gone() -> Row:
         left += left_over(mark)
     print(said[-1500:], flush=True)
     return Row(
-        fault="the Ray head is killed inside a trial",
+        fault="the Ray head is killed " + ("after a knock" if knocked else "inside a trial"),
         launcher="ray",
         expected="exit 4",
         outcome=outcome,
@@ -458,6 +502,7 @@ def every() -> list[tuple[str, Callable[[], Row]]]:
         *found,
         ("ray-memory", host_memory),
         ("ray-head", ray_head_gone),
+        ("ray-knocked", partial(ray_head_gone, knocked=True)),
         ("journal", damaged_journal),
         ("disk", full_disk),
     ]

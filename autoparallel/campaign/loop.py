@@ -1,4 +1,7 @@
-"""The loop: ask the study, run the jobs, write the trial down, tell the study."""
+"""The loop: ask the study, run the jobs, write the trial down, tell the study.
+
+One thread looks at everything that runs, as many jobs at a time as there is room for.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from autoparallel.campaign.attempt import Attempt
 from autoparallel.campaign.candidates import beliefs, candidate, entries
 from autoparallel.campaign.modes import Mode, combined, jobs_of
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
 from autoparallel.plan import Plan, PlanEntry
 from autoparallel.profiling.job import Job, Result
-from autoparallel.profiling.launcher import Launcher, Progress, Watch, run_trial
+from autoparallel.profiling.launcher import POLL_S, Launcher, Progress, Watch, started
 from autoparallel.profiling.store import FOLDER, Store, Trial
-from autoparallel.profiling.study import Pick, Study
+from autoparallel.profiling.study import Study
 from autoparallel.profiling.worker import limits
 from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
@@ -40,6 +44,7 @@ class Settings:
         mode: `job`, `proxy` or `rank`, with the room for a proxy.
         base: Device, implementation, steps and time limits of every job; its model and layout are
             replaced.
+        concurrent: Jobs that may run at a time.
         storage: Optuna's, as a URL; empty for a file in the run directory.
         warm_start: Run directories whose trials may be reused.
         prepare: Last change to a job, such as making it the user's own command.
@@ -49,6 +54,7 @@ class Settings:
     budget_s: float
     mode: Mode
     base: Job
+    concurrent: int = 1
     storage: str = ""
     warm_start: tuple[Path, ...] = ()
     prepare: Callable[[Job], Job] = lambda job: job
@@ -60,14 +66,17 @@ class Event:
 
     Attributes:
         kind: `start`, `step` or `end` of a trial.
+        number, running: Which trial this is, and how many are being tried at the moment.
         done, top: Layouts measured so far, and asked for.
-        step, steps: Of the running trial.
+        step, steps: Of this trial.
         best: The fastest layout so far, and its step time.
         result: Of the trial that ended.
     """
 
     kind: str
     layout: Layout
+    number: int
+    running: int
     done: int
     top: int
     step: int = 0
@@ -75,7 +84,6 @@ class Event:
     best: tuple[Layout, float] | None = None
     left_s: float = 0.0
     result: Result | None = None
-    reused: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +136,10 @@ class Campaign:
         known = self._known()
         found = entries(plan, request, self._runs, sorted({t.job.layout for t in known}, key=str))
         self._deadline = float("inf")
+        self._attempts: list[Attempt] = []
+        self._turns = 0
+        self._asked_enough = False
+        self._lost = Counter[str]()
         self.outcome = Outcome(
             found=found,
             study=self._study(run, found),
@@ -137,60 +149,120 @@ class Campaign:
 
     def run(self) -> Outcome:
         """Run trials until there is enough; an interrupt leaves `outcome` as it stands."""
-        study, outcome, lost = self.outcome.study, self.outcome, Counter[str]()
         self._deadline = time.monotonic() + self._settings.budget_s
-        while True:
-            if time.monotonic() >= self._deadline:
-                outcome.reason = f"the budget of {self._settings.budget_s:g} s is spent"
-                return outcome
-            pick = study.ask()
-            if pick is None:
-                outcome.reason = study.reason
-                return outcome
-            result = self._try(pick)
-            cause = _cause(result)
-            lost = Counter({cause: lost[cause] + 1}) if cause else Counter()
-            if lost[cause] == LOST_IN_A_ROW:
-                outcome.reason = f"{LOST_IN_A_ROW} trials in a row failed before their first step"
-                return outcome
-
-    def _try(self, pick: Pick) -> Result:
-        """Run one candidate, recorded before the study hears of it."""
-        study, entry = self.outcome.study, self.outcome.found[pick.candidate]
-        self._tell("start", pick)
-        jobs: tuple[Job, ...] = ()
         try:
+            while True:
+                if time.monotonic() >= self._deadline and not self.outcome.reason:
+                    self.outcome.reason = f"the budget of {self._settings.budget_s:g} s is spent"
+                self._begin()
+                if not self._attempts:
+                    return self.outcome
+                if not self._settle():
+                    time.sleep(POLL_S)
+        finally:
+            for attempt in list(self._attempts):
+                self._give_up(attempt)
+
+    def _begin(self) -> None:
+        """Start what there is room for: jobs of what is being tried, then another candidate."""
+        while sum(len(a.underway) for a in self._attempts) < self._settings.concurrent:
+            if (found := self._startable()) is not None:
+                self._start(*found)
+                continue
+            pick = None if self.outcome.reason or self._asked_enough else self.outcome.study.ask()
+            if pick is None:
+                self._asked_enough = True  # until something has been told
+                self.outcome.reason = self.outcome.reason or self.outcome.study.reason
+                return
+            self._turns += 1
+            attempt = Attempt(pick=pick, number=self._turns)
+            self._attempts.append(attempt)
+            self._tell("start", attempt)
             try:
-                jobs = self._jobs(entry, pick.steps)
+                attempt.jobs = self._jobs(self.outcome.found[pick.candidate], pick.steps)
             except ConfigError as error:
-                whole = _invalid(error)
-            else:
-                whole = self._whole(entry, jobs, [self._run(pick, job) for job in jobs])
-        except BaseException:
-            study.give_up(pick)
-            raise
-        study.tell(pick, whole)
-        self.outcome.jobs[pick.candidate] = jobs
-        self._tell("end", pick, result=whole)
-        return whole
+                self._conclude(attempt, _invalid(error))
+
+    def _startable(self) -> tuple[Attempt, int] | None:
+        """A job to start, unless the very same runs for another candidate at the moment."""
+        if self.outcome.reason:
+            return None
+        taken = {u.job.trial for a in self._attempts for u in a.underway.values()}
+        jobs = ((a, i) for a in self._attempts for i in a.waiting())
+        return next(((a, i) for a, i in jobs if a.jobs[i].trial not in taken), None)
+
+    def _start(self, attempt: Attempt, index: int) -> None:
+        """One job: the journal's answer, or a trial that is on its way."""
+        job = attempt.jobs[index]
+        if known := self._store.find(job):
+            self._take(attempt, index, known)
+            return
+        attempt.underway[index] = started(
+            self._launcher, job, self._store.trial_folder(job), watch=self._watch(attempt)
+        )
+
+    def _settle(self) -> bool:
+        """Look at everything that runs; whether something has ended."""
+        ended = False
+        for attempt in list(self._attempts):
+            for index, underway in list(attempt.underway.items()):
+                if index not in attempt.underway:  # given up with another job of its turn
+                    continue
+                if (result := underway.look()) is None:
+                    continue
+                ended = True
+                del attempt.underway[index]
+                self._record(attempt, index, result)
+            if self.outcome.reason and not attempt.underway and attempt in self._attempts:
+                self._give_up(attempt)  # the jobs that it waits for are not started any more
+        return ended
+
+    def _record(self, attempt: Attempt, index: int, result: Result) -> None:
+        """Write down a trial before the study hears of it; one that was called off counts not."""
+        if self._enough and not result.step_s:
+            self._give_up(attempt)
+            return
+        result = self._complete(result)
+        job = attempt.jobs[index]
+        self._store.append(job, result)
+        self.outcome.trials.append(Trial(job=job, result=result))
+        self._take(attempt, index, result)
+
+    def _take(self, attempt: Attempt, index: int, result: Result) -> None:
+        attempt.results[index] = result
+        if attempt.done:
+            results = [attempt.results[i] for i in range(len(attempt.jobs))]
+            entry = self.outcome.found[attempt.pick.candidate]
+            self._conclude(attempt, self._whole(entry, attempt.jobs, results))
+
+    def _conclude(self, attempt: Attempt, result: Result) -> None:
+        """Tell the study; the same failure of one trial after another is not the layouts'."""
+        self._attempts.remove(attempt)
+        self._asked_enough = False
+        self.outcome.study.tell(attempt.pick, result)
+        self.outcome.jobs[attempt.pick.candidate] = attempt.jobs
+        self._tell("end", attempt, result=result)
+        cause = _cause(result)
+        self._lost = Counter({cause: self._lost[cause] + 1}) if cause else Counter()
+        if self._lost[cause] >= LOST_IN_A_ROW and not self.outcome.reason:
+            self.outcome.reason = f"{LOST_IN_A_ROW} trials in a row failed before their first step"
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """End a candidate's turn as if there had been none."""
+        self._attempts.remove(attempt)
+        self.outcome.study.give_up(attempt.pick)
+        attempt.end()
+
+    @property
+    def _enough(self) -> bool:
+        """Whether there is enough although the budget is not spent."""
+        return bool(self.outcome.reason) and time.monotonic() < self._deadline
 
     def _whole(self, entry: PlanEntry, jobs: Sequence[Job], results: Sequence[Result]) -> Result:
         try:
             return combined(self._request, entry, jobs, results)
         except ConfigError as error:
             return _invalid(error)
-
-    def _run(self, pick: Pick, job: Job) -> Result:
-        """One job: the journal's answer, or a trial that is written into it."""
-        if known := self._store.find(job):
-            return known
-        result = run_trial(
-            self._launcher, job, self._store.trial_folder(job), watch=self._watch(pick)
-        )
-        result = self._complete(result)
-        self._store.append(job, result)
-        self.outcome.trials.append(Trial(job=job, result=result))
-        return result
 
     def _complete(self, result: Result) -> Result:
         """A trial that was ended before its ranks could say where they ran: as all others do."""
@@ -206,17 +278,16 @@ class Campaign:
             versions=other.versions,
         )
 
-    def _watch(self, pick: Pick) -> Watch:
-        """Show every step; end a beaten trial, and one that has outlived the budget."""
-        beaten, shown = self.outcome.study.watch(pick), -1
+    def _watch(self, attempt: Attempt) -> Watch:
+        """Show every step; end a beaten trial, and one that nothing hangs on any more."""
+        beaten = self.outcome.study.watch(attempt.pick)
 
         def watch(progress: Progress) -> bool:
-            nonlocal shown
-            if len(progress.step_s) != shown:
-                shown = len(progress.step_s)
-                self._tell("step", pick, step=shown)
-            over = time.monotonic() > self._deadline
-            return beaten(progress) or over
+            if len(progress.step_s) != attempt.shown:
+                attempt.shown = len(progress.step_s)
+                self._tell("step", attempt, step=attempt.shown)
+            over = bool(self.outcome.reason) or time.monotonic() > self._deadline
+            return over or beaten(progress)
 
         return watch
 
@@ -305,17 +376,21 @@ class Campaign:
             path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
             return made()
 
-    def _tell(self, kind: str, pick: Pick, *, step: int = 0, result: Result | None = None) -> None:
+    def _tell(
+        self, kind: str, attempt: Attempt, *, step: int = 0, result: Result | None = None
+    ) -> None:
         study = self.outcome.study
         best = study.best()
         self._seen(
             Event(
                 kind=kind,
-                layout=study.candidates[pick.candidate].layout,
+                layout=study.candidates[attempt.pick.candidate].layout,
+                number=attempt.number,
+                running=len(self._attempts),
                 done=len(study.seen.measured),
                 top=self._settings.top,
                 step=step,
-                steps=pick.steps,
+                steps=attempt.pick.steps,
                 best=None if best is None else (study.candidates[best].layout, _seconds(study)),
                 left_s=max(self._deadline - time.monotonic(), 0.0),
                 result=result,
@@ -325,9 +400,10 @@ class Campaign:
 
 def _cause(result: Result) -> str:
     """What kept a trial from its first step, as far as others may share it; empty when nothing."""
-    if result.step_s or result.outcome not in ("crash", "invalid"):
+    unmet = result.outcome == "timeout" and result.message.startswith("rank ")  # not the deadline
+    if result.step_s or not (unmet or result.outcome in ("crash", "invalid")):
         return ""
-    if result.outcome == "crash":
+    if result.outcome != "invalid":
         return result.outcome
     return re.sub(r"^rank \d+: ", "", result.message)  # which rank was first to say so is chance
 

@@ -1,4 +1,4 @@
-"""`autoparallel discover`: this machine as a cluster file."""
+"""`autoparallel discover`: this machine, or nodes of a cluster, as a cluster file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Annotated
 import typer
 
 from autoparallel.cli import common
+from autoparallel.cli.launchers import (
+    GpusPerNodeFlag,
+    LauncherFlag,
+    RayAddressFlag,
+    SiteFlag,
+    errand_launcher,
+)
 
 
 def discover_verb(
@@ -19,19 +26,36 @@ def discover_verb(
         str | None,
         typer.Option("--gpu", help="GPU of the catalog, or a file [by its name].", metavar="NAME"),
     ] = None,
+    nodes: Annotated[
+        int, typer.Option("--nodes", help="Nodes to look at and compare.", metavar="N", min=1)
+    ] = 1,
+    where: LauncherFlag = "",
+    ray_address: RayAddressFlag = "",
+    site: SiteFlag = "",
+    gpus_per_node: GpusPerNodeFlag = 8,
     config_dir: common.ConfigDirFlag = None,
     json: common.JsonFlag = False,
 ) -> None:
-    """Read this machine's GPUs and links into a cluster file."""
+    """Read GPUs and links, here or on a cluster's nodes, into a cluster file."""
     from dataclasses import asdict
 
     from autoparallel.errors import bad_value
     from autoparallel.files import write_text
-    from autoparallel.profiling.topology import cluster_of, cluster_text, look
+    from autoparallel.profiling.topology import cluster_of_nodes, cluster_text, nodes_of
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise bad_value("--out", str(out), "does not end in .yaml", "name it my-cluster.yaml")
-    found = cluster_of(look(), gpu, config_dir)
+    with errand_launcher(
+        where,
+        site=site,
+        gpus_per_node=gpus_per_node,
+        ray_address=ray_address,
+        device="auto",
+        config_dir=config_dir,
+    ) as (launcher, record):
+        shared = (out.parent if out is not None else Path()) if where == "slurm" else None
+        seen = nodes_of(launcher, nodes, shared, record.environment)
+    found = cluster_of_nodes(seen, gpu, config_dir)
     text = cluster_text(found)
     if out is not None:
         write_text(out.parent, out.name, text)

@@ -1,4 +1,4 @@
-"""`autoparallel measure-ops`: operator tables of this machine."""
+"""`autoparallel measure-ops`: operator tables of this machine, or of a node of a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Annotated
 import typer
 
 from autoparallel.cli import common
+from autoparallel.cli.launchers import (
+    GpusPerNodeFlag,
+    LauncherFlag,
+    RayAddressFlag,
+    SiteFlag,
+    errand_launcher,
+)
 
 
 def measure_ops_verb(
@@ -31,7 +38,7 @@ def measure_ops_verb(
     ranks: Annotated[
         int | None,
         typer.Option(
-            "--ranks", help="Largest group of collectives [all GPUs; 2 on a CPU].", metavar="N"
+            "--ranks", help="Largest group of collectives [a node's GPUs; 2 on CPUs].", metavar="N"
         ),
     ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small grid, to try it out.")] = False,
@@ -41,32 +48,48 @@ def measure_ops_verb(
             "--budget", help="Stop after this, such as 8m; run again to go on.", metavar="TIME"
         ),
     ] = None,
+    where: LauncherFlag = "",
+    ray_address: RayAddressFlag = "",
+    site: SiteFlag = "",
+    gpus_per_node: GpusPerNodeFlag = 8,
     config_dir: common.ConfigDirFlag = None,
     json: common.JsonFlag = False,
     quiet: common.QuietFlag = False,
 ) -> None:
-    """Measure operators and collectives here, as tables."""
+    """Measure operators and collectives, here or on a cluster, as tables."""
     from dataclasses import asdict
 
     from autoparallel.cli.outcome import complain
     from autoparallel.cli.profile import seconds
     from autoparallel.profiling.operators import KINDS, measure
 
-    found = measure(
-        out,
+    budget_s = seconds("--budget", budget) if budget else float("inf")
+    with errand_launcher(
+        where,
+        site=site,
+        gpus_per_node=gpus_per_node,
+        ray_address=ray_address,
         device=device,
-        gpu=gpu,
-        tiny=tiny,
-        kinds=tuple(only) if only else KINDS,
-        ranks=ranks,
-        budget_s=seconds("--budget", budget) if budget else float("inf"),
-        progress=lambda text: None if quiet or json else complain(text),
         config_dir=config_dir,
-    )
+    ) as (launcher, record):
+        found = measure(
+            out,
+            launcher,
+            device=device,
+            gpu=gpu,
+            tiny=tiny,
+            kinds=tuple(only) if only else KINDS,
+            ranks=ranks,
+            budget_s=budget_s,
+            environment=record.environment,
+            progress=lambda text: None if quiet or json else complain(text),
+            config_dir=config_dir,
+        )
     if json:
         common.print_json({**asdict(found), "folder": str(found.folder)})
     elif found.left:
-        typer.echo(f"{found.taken} samples taken, {found.left} to go; run it again to go on")
+        told = f"{found.taken} samples taken on {found.host}, {found.left} to go"
+        typer.echo(f"{told}; run it again to go on")
     else:
         files = ", ".join(found.files)
         typer.echo(f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {out}")

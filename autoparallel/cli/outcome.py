@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -65,6 +65,14 @@ def complain(message: str) -> None:
         print(f"autoparallel: {message}", file=sys.stderr)
     except UnicodeError:
         print(f"autoparallel: {message!a}", file=sys.stderr)
+
+
+def leave_at_once(error: AutoparallelError) -> NoReturn:
+    """End without Python's own end, in which the client of a cluster that has gone crashes."""
+    complain(str(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code)
 
 
 def _usage(command: Any, error: Any) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoparallel.cli import common, screen
-from autoparallel.cli.launchers import LAUNCHERS, launcher
-from autoparallel.cli.outcome import complain
+from autoparallel.cli.launchers import LauncherFlag, RayAddressFlag, concurrent, launcher
+from autoparallel.cli.outcome import complain, leave_at_once
 from autoparallel.errors import ConfigError, LaunchError, bad_value
 
 if TYPE_CHECKING:
@@ -39,12 +37,18 @@ def profile_verb(
     mode: Annotated[
         str, typer.Option("--mode", help="job, proxy or rank.", metavar="MODE")
     ] = "job",
-    where: Annotated[
-        str, typer.Option("--launcher", help=", ".join(LAUNCHERS) + ".", metavar="NAME")
-    ] = "",
-    ray_address: Annotated[
-        str, typer.Option("--ray-address", help="A Ray cluster, or auto.", metavar="ADDRESS")
-    ] = "",
+    where: LauncherFlag = "",
+    ray_address: RayAddressFlag = "",
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrent",
+            help="Trials at a time [what the GPUs hold; 1 on CPUs].",
+            metavar="N",
+            min=1,
+            max=1000,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
     ] = "auto",
@@ -114,6 +118,8 @@ def profile_verb(
         return
     settings = _with_command(settings, request, command)
     chosen = where or ("subprocess" if command else "ray")
+    cuda = settings.base.device == "cuda"
+    ranks = 1 if mode == "rank" else room or request.num_gpus
 
     def place() -> Launcher:
         return launcher(
@@ -121,25 +127,26 @@ def profile_verb(
             site=request.site,
             gpus_per_node=request.cluster.gpus_per_node,
             ray_address=ray_address,
-            cuda=settings.base.device == "cuda",
-            ranks=1 if mode == "rank" else room or request.num_gpus,
+            cuda=cuda,
+            ranks=ranks * (at_once or 1),
             command=bool(command),
         )
+
+    def sized(started: Launcher) -> Settings:
+        gpus = request.num_gpus
+        found = concurrent(at_once, started, cuda=cuda, gpus=gpus, ranks=ranks)
+        if found > 1 and not cuda and not quiet:
+            complain("note: trials that run at a time on CPUs slow each other down")
+        return replace(settings, concurrent=found)
+
+    from dataclasses import replace
 
     from autoparallel.profiling.launcher import ClusterGoneError
 
     try:
-        _answer(folder, plan, request, settings, place, as_json=json, quiet=quiet)
+        _answer(folder, plan, request, settings.budget_s, sized, place, as_json=json, quiet=quiet)
     except ClusterGoneError as gone:
-        _leave_at_once(gone)
-
-
-def _leave_at_once(gone: LaunchError) -> NoReturn:
-    """End without Python's own end, in which the client of a cluster that has gone crashes."""
-    complain(str(gone))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(gone.exit_code)
+        leave_at_once(gone)
 
 
 def seconds(flag: str, text: str) -> float:
@@ -249,7 +256,8 @@ def _answer(
     folder: Path,
     plan: Plan,
     request: TrainingRequest,
-    settings: Settings,
+    budget_s: float,
+    sized: Callable[[Launcher], Settings],
     place: Callable[[], Launcher],
     *,
     as_json: bool,
@@ -258,8 +266,8 @@ def _answer(
     """Run the campaign, write what it found whatever happened, and show it."""
     from autoparallel.cli.profile_view import Bar
 
-    bar = Bar(shown=not quiet, budget_s=settings.budget_s)
-    campaign, failure = _campaign(folder, plan, request, settings, place, bar)
+    bar = Bar(shown=not quiet, budget_s=budget_s)
+    campaign, failure = _campaign(folder, plan, request, sized, place, bar)
     bar.end()
     if campaign is None:
         assert failure is not None
@@ -295,7 +303,7 @@ def _campaign(
     folder: Path,
     plan: Plan,
     request: TrainingRequest,
-    settings: Settings,
+    sized: Callable[[Launcher], Settings],
     place: Callable[[], Launcher],
     bar: Any,
 ) -> tuple[Campaign | None, BaseException | None]:
@@ -307,7 +315,7 @@ def _campaign(
     try:
         bar.note("starting the launcher")
         started = place()
-        campaign = Campaign(folder, plan, request, settings, started, bar)
+        campaign = Campaign(folder, plan, request, sized(started), started, bar)
         campaign.run()
     except (KeyboardInterrupt, ConfigError, LaunchError) as error:
         return campaign, error

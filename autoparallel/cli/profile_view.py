@@ -27,18 +27,13 @@ class Bar:
         self._shown = shown
         self._over = sys.stderr.isatty()
         self._budget_s = budget_s
-        self._trial = 0
 
     def __call__(self, event: Event) -> None:
         """Show what has just happened."""
-        if event.kind == "start":
-            self._trial += 1
+        if event.kind == "end":
+            self._print(("\r\x1b[K" if self._over else "") + f"{_ended(event)}\n")
         if self._over:
             self.note(self._line(event))
-        elif event.kind == "end":
-            self.note(_ended(self._trial, event))
-        if self._over and event.kind == "end":
-            self._print(f"\r\x1b[K{_ended(self._trial, event)}\n")
 
     def note(self, text: str) -> None:
         """One line of news."""
@@ -54,10 +49,11 @@ class Bar:
         full = min(max(round(_CELLS * max(spent, event.done / event.top)), 0), _CELLS)
         bar = "#" * full + "-" * (_CELLS - full)
         best = f", best {event.best[1] / MS:.4g} ms" if event.best else ""
+        others = f"{event.running} running, " if event.running > 1 else ""
         minutes, rest = divmod(int(event.left_s), 60)
         text = (
-            f"[{bar}] trial {self._trial}, {event.done} of {event.top} measured: {event.layout}, "
-            f"step {event.step} of {event.steps}{best}, {minutes}:{rest:02d} left"
+            f"[{bar}] {others}trial {event.number}, {event.done} of {event.top} measured: "
+            f"{event.layout}, step {event.step} of {event.steps}{best}, {minutes}:{rest:02d} left"
         )
         return text[: max(screen.width() - 1, 40)]
 
@@ -66,11 +62,11 @@ class Bar:
             print(text, end="", file=sys.stderr, flush=True)
 
 
-def _ended(number: int, event: Event) -> str:
+def _ended(event: Event) -> str:
     result = event.result
     if result is None:
         return ""
-    return f"trial {number}: {event.layout}: {_said(result)}"
+    return f"trial {event.number}: {event.layout}: {_said(result)}"
 
 
 def _said(result: Result) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from autoparallel.errors import bad_value, nearest
 from autoparallel.files import write_text
+from autoparallel.profiling.errand import Work
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.logs import read_log, result_of
@@ -92,7 +93,7 @@ def argv(job: Job, folder: Path, gpus_per_node: int) -> list[str]:
     return found
 
 
-def write_arguments(job: Job, folder: Path) -> None:
+def write_arguments(job: Work, folder: Path) -> None:
     """The arguments of a job's command into the trial's folder, one a line; none of a worker's.
 
     Raises:
@@ -128,8 +129,10 @@ class CommandLauncher:
     grace_s: float = GRACE_S
     _running: dict[str, _Running] = field(default_factory=dict)
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """Start the command with its output in `command.log`; see `Launcher`."""
+        if not isinstance(job, Job):
+            raise bad_value("errand", job.errand, "is not a command", "use another launcher")
         start_folder(job, folder)
         write_arguments(job, folder)
         words = argv(job, folder, job.processes)

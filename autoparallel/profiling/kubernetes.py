@@ -19,6 +19,7 @@ from autoparallel import files
 from autoparallel.errors import ConfigError
 from autoparallel.profiling import programs
 from autoparallel.profiling.command import LOG_FILE, write_arguments
+from autoparallel.profiling.errand import Work
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.kubernetes_manifest import objects
 from autoparallel.profiling.launcher import Progress
@@ -58,7 +59,7 @@ class KubernetesLauncher:
     name: str = "kubernetes"
     _trials: dict[str, _Trial] = field(default_factory=dict)
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """See `Launcher`; the ticket is the name of the trial's objects."""
         ticket = f"autoparallel-{job.trial}-{secrets.token_hex(2)}"
         start_folder(job, folder)
@@ -138,7 +139,7 @@ def pod_log(index: int) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class _Trial:
-    job: Job
+    job: Work
     folder: Path
     state: str = "waiting"
     asked_at: float = float("-inf")
@@ -187,10 +188,11 @@ class _Trial:
 
     def steps(self) -> tuple[float, ...]:
         """Timed steps so far."""
-        if not self.job.command:
+        job = self.job
+        if not isinstance(job, Job) or not job.command:
             return streamed_steps(self.folder)
         path = self._command_log()
-        return result_of(read_log(path), self.job).step_s if path else ()
+        return result_of(read_log(path), job).step_s if path else ()
 
     def _command_log(self) -> Path | None:
         """All pods' logs as one: Megatron-LM prints its lines on the last rank."""
@@ -201,20 +203,20 @@ class _Trial:
     def result(self) -> Result:
         """Everything there is to know now."""
         tail = "\n".join(tail_of(self.folder / pod_log(0)))
-        if self.job.command:
-            return self._of_command(tail)
+        if isinstance(self.job, Job) and self.job.command:
+            return self._of_command(self.job, tail)
         found = folder_result(self.job, self.folder, {})
         if self.ending and (found.ok or found.message.startswith("only ")):
             found = replace(found, outcome=self.ending[0], message=self.ending[1])
         return replace(found, log_tail=found.log_tail or tail)
 
-    def _of_command(self, tail: str) -> Result:
+    def _of_command(self, job: Job, tail: str) -> Result:
         path = self._command_log()
         if path is None:
             outcome, why = self.ending or ("crash", "no pod has written a log")
-            return Result(trial=self.job.trial, outcome=outcome, message=why, log_tail=tail)
+            return Result(trial=job.trial, outcome=outcome, message=why, log_tail=tail)
         code = None if self.succeeded is None else int(not self.succeeded)
-        found = result_of(read_log(path), self.job, code)
+        found = result_of(read_log(path), job, code)
         if self.ending and found.outcome in ("ok", "crash"):
             found = replace(found, outcome=self.ending[0], message=self.ending[1])
         return found

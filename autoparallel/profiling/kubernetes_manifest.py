@@ -20,6 +20,7 @@ from typing import Any
 
 from autoparallel.errors import bad_value
 from autoparallel.profiling.command import ARGUMENTS_FILE, argv, torchrun_variables
+from autoparallel.profiling.errand import Work, gpus_per_node, ranks_per_node
 from autoparallel.profiling.job import Job
 from autoparallel.profiling.parcel import worker_files
 from autoparallel.profiling.slurm_script import START_ALLOWANCE_S, Place
@@ -31,7 +32,7 @@ PORT = 29500
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def objects(name: str, job: Job, place: Place) -> dict[str, Any]:
+def objects(name: str, job: Work, place: Place) -> dict[str, Any]:
     """Everything of a trial, as one list.
 
     Raises:
@@ -46,19 +47,19 @@ def objects(name: str, job: Job, place: Place) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
-def _nodes(job: Job, place: Place) -> int:
-    per_node = min(place.gpus_per_node, job.processes)
+def _nodes(job: Work, place: Place) -> int:
+    per_node = ranks_per_node(job, place.gpus_per_node)
     if job.processes % per_node:
         rule = f"is not whole nodes of {per_node}"
         raise bad_value("num_gpus", job.processes, rule, f"use a multiple of {per_node}")
     return job.processes // per_node
 
 
-def _labels(job: Job) -> dict[str, str]:
+def _labels(job: Work) -> dict[str, str]:
     return {"app.kubernetes.io/managed-by": "autoparallel", "autoparallel/trial": job.trial}
 
 
-def _config_map(name: str, job: Job, place: Place) -> dict[str, Any]:
+def _config_map(name: str, job: Work, place: Place) -> dict[str, Any]:
     texts = {JOB_FILE: job.text(), START_FILE: start_script(name, job, place)}
     found: dict[str, Any] = {
         "apiVersion": "v1",
@@ -82,10 +83,10 @@ def _zipped() -> bytes:
     return stream.getvalue()
 
 
-def start_script(name: str, job: Job, place: Place) -> str:
+def start_script(name: str, job: Work, place: Place) -> str:
     """What every pod runs: torchrun with this node's place, or the user's own command."""
     one_node = _nodes(job, place) == 1
-    if job.command:
+    if isinstance(job, Job) and job.command:
         words = argv(job, Path(GIVEN), place.gpus_per_node)
     else:
         run = ["-m", "torch.distributed.run", "-m", "autoparallel.profiling.worker", TRIAL]
@@ -104,7 +105,7 @@ def start_script(name: str, job: Job, place: Place) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _job(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
+def _job(name: str, job: Work, place: Place, nodes: int) -> dict[str, Any]:
     labels, queue = _labels(job), place.site.queue
     if queue and not _NAME.fullmatch(queue):
         raise bad_value("site queue", queue, "is not a name as Kubernetes has them")
@@ -125,7 +126,7 @@ def _job(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
     }
 
 
-def _pod(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
+def _pod(name: str, job: Work, place: Place, nodes: int) -> dict[str, Any]:
     mounts, volumes = _site_volumes(place)
     mounts += [
         {"name": "given", "mountPath": GIVEN, "readOnly": True},
@@ -137,7 +138,6 @@ def _pod(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
         {"name": "trial", "emptyDir": {}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
     ]
-    per_node = job.processes // nodes
     container: dict[str, Any] = {
         "name": "ranks",
         "image": place.site.image,
@@ -146,7 +146,9 @@ def _pod(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
         "volumeMounts": mounts,
     }
     if place.gpus:
-        container["resources"] = {"limits": {"nvidia.com/gpu": per_node}}
+        container["resources"] = {
+            "limits": {"nvidia.com/gpu": gpus_per_node(job, place.gpus_per_node)}
+        }
     return {
         "restartPolicy": "Never",
         "subdomain": name,
@@ -157,10 +159,10 @@ def _pod(name: str, job: Job, place: Place, nodes: int) -> dict[str, Any]:
     }
 
 
-def _environment(job: Job, place: Place) -> list[dict[str, str]]:
+def _environment(job: Work, place: Place) -> list[dict[str, str]]:
     variables = {
         **place.site.environment,
-        **torchrun_variables(job.processes, place.gpus_per_node),
+        **torchrun_variables(job.processes, ranks_per_node(job, place.gpus_per_node)),
         "PYTHONUNBUFFERED": "1",
         **job.environment,
     }
@@ -185,7 +187,7 @@ def _site_volumes(place: Place) -> tuple[list[dict[str, Any]], list[dict[str, An
     return mounts, volumes
 
 
-def _service(name: str, job: Job) -> dict[str, Any]:
+def _service(name: str, job: Work) -> dict[str, Any]:
     """Headless: gives the pods their names in DNS."""
     return {
         "apiVersion": "v1",

@@ -1,8 +1,9 @@
-"""What starts a job's ranks, and the loop that waits for them.
+"""What starts the ranks of a job or an errand, and the loop that waits for them.
 
-A launcher knows how to start, look, fetch and stop; it never waits. `run_trial` is the one place
-that waits: it holds the deadline, hands partial step times to whoever watches, and ends every trial
-with a `Result`. Whatever happens, `cancel` is called and leaves no rank behind.
+A launcher knows how to start, look, fetch and stop; it never waits. `Underway` is a trial that was
+started: it holds the deadline, hands partial step times to whoever watches, and ends every trial
+with a `Result`. `run_trial` waits for one. Whatever happens, `cancel` is called and leaves no rank
+behind.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Protocol
 
 from autoparallel.errors import LaunchError
-from autoparallel.profiling.job import Job, Result
+from autoparallel.profiling.errand import Work
+from autoparallel.profiling.job import Result
 
 POLL_S = 0.1
 QUEUE_S = 24 * 3600.0
+NO_STEP = "ended before its first timed step"
+_EARLY = "early"
 
 
 class ClusterGoneError(LaunchError):
@@ -43,7 +47,7 @@ class Launcher(Protocol):
 
     name: str
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """Start the ranks of `job` and return a ticket at once.
 
         Args:
@@ -71,9 +75,105 @@ Watch = Callable[[Progress], bool]
 """Sees every look at a trial; True stops it early."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Underway:
+    """A trial on its way: looked at now and then, ended once.
+
+    Attributes:
+        launcher, job, folder: See `started`.
+        ticket: The launcher's.
+        watch: Called at every look; True ends the trial with the steps it has.
+        queue_s: How long it may wait for resources.
+        since: When it was submitted, and when its ranks ran first; monotonic.
+    """
+
+    launcher: Launcher
+    job: Work
+    folder: Path
+    ticket: str
+    watch: Watch | None
+    queue_s: float
+    started_at: datetime
+    since: float
+    running_since: float = 0.0
+
+    def look(self) -> Result | None:
+        """One look, without waiting: the whole result once it is over."""
+        seen = self.launcher.poll(self.ticket)
+        ending = "" if seen.state == "done" else self._ending(seen)
+        if ending is None:
+            return None
+        self.end()
+        result = self.launcher.collect(self.ticket)
+        if ending == _EARLY:
+            found = ("ok", "") if result.step_s else ("timeout", NO_STEP)
+            result = replace(result, outcome=found[0], message=found[1], stopped_early=True)
+        elif ending:
+            result = replace(result, outcome="timeout", message=ending)
+        return replace(
+            result,
+            trial=self.job.trial,
+            launcher=self.launcher.name,
+            mode=self.job.mode,
+            started_at=self.started_at.isoformat(timespec="seconds"),
+            wall_s=round(time.monotonic() - self.since, 3),
+        )
+
+    def _ending(self, seen: Progress) -> str | None:
+        """What ends a trial that has not ended by itself: `early`, or the deadline in words."""
+        now = time.monotonic()
+        if seen.state == "running" and not self.running_since:
+            self.running_since = now
+        if self.watch is not None and self.watch(seen):
+            return _EARLY
+        if self.running_since and now - self.running_since > self.job.timeout_s:
+            return f"not finished {self.job.timeout_s:g} s after its ranks started"
+        if not self.running_since and now - self.since > self.queue_s:
+            return f"no room for its ranks within {self.queue_s:g} s"
+        return None
+
+    def end(self) -> None:
+        """Leave no rank behind, whatever happened."""
+        self.launcher.cancel(self.ticket)
+
+
+def started(
+    launcher: Launcher,
+    job: Work,
+    folder: Path,
+    *,
+    watch: Watch | None = None,
+    queue_s: float = QUEUE_S,
+) -> Underway:
+    """Submit one job.
+
+    Args:
+        launcher: Where.
+        job: What; its `timeout_s` counts from the moment its ranks run.
+        folder: The trial's own folder; made when missing.
+        watch: Called at every look; True ends the trial with the steps it has.
+        queue_s: How long it may wait for resources.
+
+    Raises:
+        ConfigError: the launcher cannot start any such job.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    at, since = datetime.now(UTC), time.monotonic()
+    return Underway(
+        launcher=launcher,
+        job=job,
+        folder=folder,
+        ticket=launcher.submit(job, folder),
+        watch=watch,
+        queue_s=queue_s,
+        started_at=at,
+        since=since,
+    )
+
+
 def run_trial(
     launcher: Launcher,
-    job: Job,
+    job: Work,
     folder: Path,
     *,
     watch: Watch | None = None,
@@ -83,58 +183,20 @@ def run_trial(
     """Run one job to its end and say how it ended.
 
     Args:
-        launcher: Where.
-        job: What; its `timeout_s` counts from the moment its ranks run.
-        folder: The trial's own folder; made when missing.
-        watch: Called at every look; True ends the trial with the steps it has.
-        queue_s: How long it may wait for resources.
+        launcher: See `started`.
+        job: See `started`.
+        folder: See `started`.
+        watch: See `started`.
+        queue_s: See `started`.
         poll_s: Seconds between two looks.
 
     Raises:
         ConfigError: the launcher cannot start any such job.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    started, begin = datetime.now(UTC), time.monotonic()
-    ticket = launcher.submit(job, folder)
+    underway = started(launcher, job, folder, watch=watch, queue_s=queue_s)
     try:
-        ending = _wait(launcher, ticket, job, watch, queue_s, poll_s)
+        while (result := underway.look()) is None:
+            time.sleep(poll_s)
     finally:
-        launcher.cancel(ticket)
-    result = launcher.collect(ticket)
-    if ending == "early":
-        found = ("ok", "") if result.step_s else ("timeout", "ended before its first timed step")
-        result = replace(result, outcome=found[0], message=found[1], stopped_early=True)
-    elif ending:
-        result = replace(result, outcome="timeout", message=ending)
-    return replace(
-        result,
-        trial=job.trial,
-        launcher=launcher.name,
-        mode=job.mode,
-        started_at=started.isoformat(timespec="seconds"),
-        wall_s=round(time.monotonic() - begin, 3),
-    )
-
-
-def _wait(
-    launcher: Launcher,
-    ticket: str,
-    job: Job,
-    watch: Watch | None,
-    queue_s: float,
-    poll_s: float,
-) -> str:
-    """Wait for the end: empty when it came by itself, `early`, or the deadline in words."""
-    submitted, running_since = time.monotonic(), 0.0
-    while (seen := launcher.poll(ticket)).state != "done":
-        now = time.monotonic()
-        if seen.state == "running" and not running_since:
-            running_since = now
-        if watch is not None and watch(seen):
-            return "early"
-        if running_since and now - running_since > job.timeout_s:
-            return f"not finished {job.timeout_s:g} s after its ranks started"
-        if not running_since and now - submitted > queue_s:
-            return f"no room for its ranks within {queue_s:g} s"
-        time.sleep(poll_s)
-    return ""
+        underway.end()
+    return result

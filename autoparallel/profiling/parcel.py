@@ -24,8 +24,11 @@ _SINGLE = (
     "units.py",
     "versions.py",
     "profiling/__init__.py",
+    "profiling/errand.py",
     "profiling/job.py",
+    "profiling/programs.py",
     "profiling/rank_end.py",
+    "profiling/seen.py",
 )
 
 

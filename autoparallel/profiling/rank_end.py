@@ -14,6 +14,7 @@ from typing import Any
 
 from autoparallel import strict_json as check
 from autoparallel.errors import ConfigError
+from autoparallel.profiling.errand import Work
 from autoparallel.profiling.job import (
     LOG_TAIL_CHARACTERS,
     OUTCOMES,
@@ -34,7 +35,10 @@ _TELLING = ("out_of_memory", "invalid", "crash", "timeout", "ok")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEnd:
-    """How one rank ended. `losses` come from ranks of the last pipeline stage only."""
+    """How one rank ended.
+
+    `losses` come from ranks of the last pipeline stage only; `found` is an errand's answer.
+    """
 
     rank: int
     outcome: str
@@ -48,6 +52,7 @@ class RankEnd:
     deviations: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     report: RankReport | None = None
+    found: str = ""
 
     def text(self) -> str:
         """One line of JSON."""
@@ -68,7 +73,7 @@ class RankEnd:
 _END: dict[str, check.Check] = {
     "rank": check.count,
     "outcome": check.choice(*OUTCOMES),
-    **dict.fromkeys(("message", "device", "backend", "impl"), check.text),
+    **dict.fromkeys(("message", "device", "backend", "impl", "found"), check.text),
     **dict.fromkeys(("step_s", "warmup_step_s"), check.list_of(check.number)),
     "losses": check.list_of(check.or_null(check.number)),
     "deviations": check.list_of(check.text),
@@ -109,7 +114,7 @@ _STEP: dict[str, check.Check] = {"s": check.number, "warmup": check.flag}
 
 
 def joined(
-    job: Job,
+    job: Work,
     ends: Sequence[RankEnd],
     *,
     lost: Mapping[int, tuple[str, str]] | None = None,
@@ -151,7 +156,7 @@ def joined(
         deviations=first.deviations,
         versions=first.versions,
         log_tail=log_tail[-LOG_TAIL_CHARACTERS:],
-        **timing(job, timed),
+        **(timing(job, timed) if isinstance(job, Job) else {}),
     )
 
 

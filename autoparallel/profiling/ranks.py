@@ -14,7 +14,8 @@ from pathlib import Path
 
 from autoparallel import files
 from autoparallel.errors import ConfigError
-from autoparallel.profiling.job import LOG_TAIL_CHARACTERS, Job, Result
+from autoparallel.profiling.errand import Work
+from autoparallel.profiling.job import LOG_TAIL_CHARACTERS, Result
 from autoparallel.profiling.rank_end import (
     STEPS_FILE,
     RankEnd,
@@ -28,7 +29,7 @@ _END_LIMIT_BYTES = 1 << 20
 JOB_FILE = "job.json"
 
 
-def start_folder(job: Job, folder: Path) -> None:
+def start_folder(job: Work, folder: Path) -> None:
     """Write the job, and clear what an earlier attempt left."""
     for rank in range(job.processes):
         (folder / end_file(rank)).unlink(missing_ok=True)
@@ -36,7 +37,7 @@ def start_folder(job: Job, folder: Path) -> None:
     files.write_text(folder, JOB_FILE, job.text())
 
 
-def rank_environment(job: Job, rank: int, address: tuple[str, int]) -> dict[str, str]:
+def rank_environment(job: Work, rank: int, address: tuple[str, int]) -> dict[str, str]:
     """What a rank must know about its place, and settings that keep it quiet and small."""
     host, port = address
     return {
@@ -95,7 +96,7 @@ def exit_reason(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def folder_result(job: Job, folder: Path, lost: Mapping[int, tuple[str, str]]) -> Result:
+def folder_result(job: Work, folder: Path, lost: Mapping[int, tuple[str, str]]) -> Result:
     """One result of what the ranks left in a folder.
 
     Args:

@@ -8,9 +8,9 @@ it; elsewhere rank 0 is asked for its steps and every rank for its end.
 A local Ray has no dashboard, a small object store, a temporary folder of its own, sends no usage
 statistics, and runs its ranks at the driver's own priority.
 
-Ray's client ends the whole process a minute after its cluster has gone, in whatever call it is. So
-every look at a trial first knocks at the head's port: when nobody answers, the launcher lets go of
-Ray without another call, and raises.
+Ray's client asks a head that has gone again and again, and after a minute ends the whole process in
+whatever call it is. So every operation first knocks at the head's port, and is done on a thread of
+its own (`ray_calls`): when nobody answers, the launcher lets go of Ray, and raises.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoparallel.errors import ConfigError, bad_value
-from autoparallel.profiling.job import Job, Result
-from autoparallel.profiling.launcher import ClusterGoneError, Progress
+from autoparallel.profiling.errand import Errand, Work, spread
+from autoparallel.profiling.job import Result
+from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.parcel import worker_files
 from autoparallel.profiling.process_tree import descendants
 from autoparallel.profiling.rank_end import STEPS_FILE, end_file, log_file
@@ -39,11 +41,11 @@ from autoparallel.profiling.ranks import (
     start_folder,
     streamed_steps,
 )
+from autoparallel.profiling.ray_calls import Calls
 from autoparallel.profiling.ray_head import Head
 
 OBJECT_STORE_BYTES = 80 * 2**20
 _LOOK_S = 1.0
-_KNOCK_S = 1.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
@@ -53,9 +55,13 @@ _QUIET = {
 }
 
 
+_TOKEN = secrets.token_hex(32)
+"""Of every local Ray of this process; Ray would keep one for all in the user's home."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    job: Job
+    job: Work
     folder: Path
     group: Any
     placed: Any
@@ -73,16 +79,16 @@ class RayLauncher:
 
     Args:
         address: A cluster's address, or `auto`; empty starts a local Ray that ends with `close`.
-        gpus: Whether a rank takes a GPU.
+        gpus: Whether a rank takes a GPU; None when it does where the cluster has any.
         ranks: The most ranks a trial has; a local Ray has room for them.
     """
 
     name = "ray"
 
-    def __init__(self, *, address: str = "", gpus: bool = False, ranks: int = 1) -> None:
+    def __init__(self, *, address: str = "", gpus: bool | None = False, ranks: int = 1) -> None:
         self._ray = _imported()
-        self._gpus = gpus
         self._temporary: Path | None = None
+        self._own = contextlib.ExitStack()
         self._below: list[int] = []
         self._running: dict[str, _Running] = {}
         self._actor = _rank_actor(self._ray)
@@ -92,33 +98,40 @@ class RayLauncher:
         else:
             self._start_local(max(ranks, os.cpu_count() or 1))
         self._head = Head(self._ray.get_runtime_context().gcs_address)
+        self._calls = Calls(self._head)
+        self._gpus = self.gpus() > 0 if gpus is None else gpus
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def gpus(self) -> int:
+        """GPUs of the cluster."""
+        return int(self._calls(self._ray.cluster_resources).get("GPU", 0))
+
+    def submit(self, job: Work, folder: Path) -> str:
         """Ask for a place for every rank; the ticket is the trial's folder.
 
         Raises:
             ConfigError: more ranks than the cluster has room for.
             ClusterGoneError: the cluster has gone.
         """
-        self._check_head(0.0)
-        self._check_room(job)
+        self._calls.check(0.0)
+        self._calls(lambda: self._check_room(job))
         start_folder(job, folder)
-        bundle = {"CPU": 1.0, **({"GPU": 1.0} if self._gpus else {})}
-        group = self._ray.util.placement_group([bundle] * job.processes, strategy="PACK")
-        self._running[str(folder)] = _Running(
-            job=job, folder=folder.resolve(), group=group, placed=group.ready()
-        )
+        self._running[str(folder)] = self._calls(lambda: self._asked(job, folder.resolve()))
         return str(folder)
+
+    def _asked(self, job: Work, folder: Path) -> _Running:
+        """A place asked for: GPUs close together, or a rank a node to look at it."""
+        bundle = {"CPU": 1.0, **({"GPU": 1.0} if self._gpus and not spread(job) else {})}
+        group = self._ray.util.placement_group([bundle] * job.processes, strategy=_strategy(job))
+        return _Running(job=job, folder=folder, group=group, placed=group.ready())
 
     def poll(self, ticket: str) -> Progress:
         """Look; the first rank that failed ends the others."""
         running = self._running[ticket]
         if not running.ended:
-            self._check_head(_KNOCK_S)
             try:
-                self._advance(running)
+                if self._calls(lambda: self._advance(running)):
+                    self._end(running)
             except self._ray.exceptions.RayError as error:
-                self._check_head(0.0)
                 running.lost.setdefault(0, self._reason(error))
                 self._end(running)
         state = "done" if running.ended else "running" if running.runs else "waiting"
@@ -137,31 +150,29 @@ class RayLauncher:
         if running.ended:
             return
         running.ended = True
-        if not self._head.gone:
-            for actor in running.actors:
-                with contextlib.suppress(Exception):
-                    self._ray.kill(actor, no_restart=True)
-            with contextlib.suppress(Exception):
-                self._ray.util.remove_placement_group(running.group)
+        with contextlib.suppress(Exception):
+            self._calls(lambda: self._release(running))
         for parcel in running.folder.glob(".worker-*"):
             shutil.rmtree(parcel, ignore_errors=True)
+
+    def _release(self, running: _Running) -> None:
+        for actor in running.actors:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor, no_restart=True)
+        with contextlib.suppress(Exception):
+            self._ray.util.remove_placement_group(running.group)
 
     def close(self) -> None:
         """End whatever still runs, and the local Ray with its files."""
         for ticket in self._running:
             self.cancel(ticket)
         with contextlib.suppress(Exception):
-            if self._head.gone:
-                self._let_go()
-            else:
-                self._ray.shutdown()
+            self._calls(self._ray.shutdown)
+        if self._head.gone:
+            self._let_go()
+        self._own.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _check_head(self, every_s: float) -> None:
-        """Raise when the cluster's head has gone."""
-        if not self._head.answers(every_s):
-            raise ClusterGoneError("--launcher: the Ray cluster went away; run again to go on")
 
     def _let_go(self) -> None:
         """End what is left of a local Ray without asking it, and keep Ray from asking at exit."""
@@ -177,41 +188,52 @@ class RayLauncher:
                 os.kill(pid, signal.SIGKILL)
 
     def _connect(self, address: str) -> None:
+        hint = "start one with `ray start --head`; one with a token needs RAY_AUTH_MODE=token"
+        if not _somebody_at(address):
+            raise bad_value("--ray-address", address, "is a port where nobody answers", hint)
         try:
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            rule = f"cannot be reached ({reason})"
-            hint = "start one with `ray start --head`, or leave it out"
-            raise bad_value("--ray-address", address, rule, hint) from error
+            raise bad_value(
+                "--ray-address", address, f"cannot be reached ({reason})", hint
+            ) from error
 
     def _start_local(self, cpus: int) -> None:
+        """Start a Ray with a token of its own, which no other process on this machine knows."""
         self._temporary = Path(tempfile.mkdtemp(prefix="ap-ray-"))
+        if "RAY_AUTH_MODE" not in os.environ:
+            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+            self._own.callback(_read_settings, self._ray)
+            self._own.enter_context(_environment(token))
+            _read_settings(self._ray)
         # RAY_ADDRESS would send a local start to another cluster.
-        kept = os.environ.pop("RAY_ADDRESS", None)
-        try:
-            self._ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(self._temporary),
-            )
-        finally:
-            if kept is not None:
-                os.environ["RAY_ADDRESS"] = kept
+        self._own.enter_context(_environment({"RAY_ADDRESS": None}))
+        self._ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(self._temporary),
+        )
 
-    def _check_room(self, job: Job) -> None:
+    def _check_room(self, job: Work) -> None:
         """A placement group larger than the cluster would wait forever."""
+        if spread(job):
+            nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
+            if nodes < job.processes:
+                rule = f"is more than the {nodes} nodes of this Ray"
+                raise bad_value("--nodes", job.processes, rule, f"use at most {nodes}")
+            return
         total = self._ray.cluster_resources()
         for name in ("GPU", "CPU") if self._gpus else ("CPU",):
             if total.get(name, 0.0) < job.processes:
                 rule = f"is more than the {total.get(name, 0.0):g} {name}s of this Ray"
                 raise bad_value("processes", job.processes, rule, "use --mode proxy or rank")
 
-    def _advance(self, running: _Running) -> None:
-        """One step further: placed, then addressed, then running, then ended."""
+    def _advance(self, running: _Running) -> bool:
+        """One step further: placed, then addressed, then running; whether it is to be ended."""
         if not running.actors:
             if self._ready(running.placed):
                 self._ray.get(running.placed)
@@ -223,7 +245,8 @@ class RayLauncher:
                 self._start_ranks(running, found[0])
         else:
             self._look(running)
-            self._settle(running)
+            return self._settled(running)
+        return False
 
     def _ready(self, reference: Any) -> bool:
         return bool(self._ray.wait([reference], timeout=0)[0])
@@ -231,7 +254,10 @@ class RayLauncher:
     def _make_actors(self, running: _Running) -> None:
         strategy = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
         environment = dict(running.job.environment)
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpus else 0}
+        alone = spread(running.job)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpus and not alone else 0}
+        if alone:
+            environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # else it hides the GPUs
         if environment:
             options["runtime_env"] = {"env_vars": environment}
         for bundle in range(running.job.processes):
@@ -261,8 +287,8 @@ class RayLauncher:
             running.looked_at = now
             running.look = running.actors[0].steps.remote()
 
-    def _settle(self, running: _Running) -> None:
-        """Take the ends that have come; a failed one ends all."""
+    def _settled(self, running: _Running) -> bool:
+        """Take the ends that have come; whether it is over, which a failed one makes it."""
         ready, _ = self._ray.wait(list(running.runs), num_returns=len(running.runs), timeout=0)
         failed = False
         for reference in ready:
@@ -270,12 +296,11 @@ class RayLauncher:
             try:
                 ok = self._keep(running, rank, self._ray.get(reference))
             except self._ray.exceptions.RayError as error:
-                self._check_head(0.0)
+                self._calls.check(0.0)
                 ok = False
                 running.lost.setdefault(rank, self._reason(error))
             failed = failed or not ok
-        if failed or len(ready) == len(running.runs):
-            self._end(running)
+        return failed or len(ready) == len(running.runs)
 
     def _keep(self, running: _Running, rank: int, ended: Mapping[str, str]) -> bool:
         """Write what a rank on another machine left; whether it went well."""
@@ -294,6 +319,46 @@ class RayLauncher:
         text = f"{type(error).__name__}: {' '.join(lines)[:400]}"
         memory = isinstance(error, exceptions.OutOfMemoryError) or "OOM" in text
         return ("out_of_memory" if memory else "crash"), text
+
+
+def _somebody_at(address: str) -> bool:
+    """Whether a port answers; Ray itself asks for minutes. What is no HOST:PORT is left to Ray."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host or int(port) > 65535:
+        return True
+    return Head(address).answers(0.0)
+
+
+def _strategy(job: Work) -> str:
+    """How ranks lie on nodes: one each, all on one, or as close as they fit."""
+    if spread(job):
+        return "STRICT_SPREAD"
+    return "STRICT_PACK" if isinstance(job, Errand) else "PACK"
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Variables set, or taken away, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(found: Mapping[str, str | None]) -> None:
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def _read_settings(ray: Any) -> None:
+    """Make Ray's client look at the variables again, which it reads when it is imported."""
+    with contextlib.suppress(AttributeError):
+        ray._raylet.Config.initialize("")
 
 
 def _imported() -> Any:
@@ -359,7 +424,8 @@ def _rank_actor(ray: Any) -> Any:
                 for name, content in code.items():
                     (parcel / name).parent.mkdir(parents=True, exist_ok=True)
                     (parcel / name).write_bytes(content)
-                (place / "job.json").write_text(job)
+                if not shared:  # else a rank would read what another is just writing
+                    (place / "job.json").write_text(job)
                 os.environ.update(environment)
                 sys.path.insert(0, str(parcel))
                 for name in [n for n in sys.modules if n.split(".")[0] == "autoparallel"]:

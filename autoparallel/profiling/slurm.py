@@ -16,6 +16,7 @@ from autoparallel.errors import ConfigError
 from autoparallel.files import write_text
 from autoparallel.profiling import programs
 from autoparallel.profiling.command import LOG_FILE, write_arguments
+from autoparallel.profiling.errand import Work
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.logs import read_log, result_of
@@ -67,7 +68,7 @@ class SlurmLauncher:
     name: str = "slurm"
     _trials: dict[str, _Trial] = field(default_factory=dict)
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """See `Launcher`."""
         folder = folder.resolve()
         (folder / EXIT_FILE).unlink(missing_ok=True)
@@ -82,7 +83,7 @@ class SlurmLauncher:
         self._trials[ticket] = _Trial(job=job, folder=folder)
         return ticket
 
-    def _submitted(self, script: Path, job: Job) -> str:
+    def _submitted(self, script: Path, job: Work) -> str:
         """The job's number. A controller too busy to answer may have taken the job all the same."""
         deadline = time.monotonic() + self.patience_s
         while True:
@@ -135,7 +136,7 @@ class SlurmLauncher:
 
 @dataclass(slots=True, kw_only=True)
 class _Trial:
-    job: Job
+    job: Work
     folder: Path
     state: str = "waiting"
     slurm_state: str = ""
@@ -167,10 +168,10 @@ class _Trial:
 
     def steps(self) -> tuple[float, ...]:
         """Timed steps so far."""
-        if not self.job.command:
+        job, path = self.job, self.folder / LOG_FILE
+        if not isinstance(job, Job) or not job.command:
             return streamed_steps(self.folder)
-        path = self.folder / LOG_FILE
-        return result_of(read_log(path), self.job).step_s if path.is_file() else ()
+        return result_of(read_log(path), job).step_s if path.is_file() else ()
 
     def silent(self) -> list[int]:
         """Ranks that have not said how they ended."""
@@ -178,16 +179,17 @@ class _Trial:
 
     def result(self) -> Result:
         """Everything there is to know now."""
-        return self._of_command() if self.job.command else self._of_ranks()
+        job = self.job
+        return self._of_command(job) if isinstance(job, Job) and job.command else self._of_ranks()
 
-    def _of_command(self) -> Result:
+    def _of_command(self, job: Job) -> Result:
         path = self.folder / LOG_FILE
         if not path.is_file():
             outcome, why = self._ending()
             tail = "\n".join(tail_of(self.folder / OUTPUT_FILE))
-            return Result(trial=self.job.trial, outcome=outcome, message=why, log_tail=tail)
+            return Result(trial=job.trial, outcome=outcome, message=why, log_tail=tail)
         code = None if self.slurm_state in ("", *RUNNING) else int(self.slurm_state != "COMPLETED")
-        found = result_of(read_log(path), self.job, code)
+        found = result_of(read_log(path), job, code)
         if self.slurm_state in _ENDINGS and found.outcome in ("ok", "crash"):
             outcome, why = self._ending()
             found = replace(found, outcome=outcome, message=why)

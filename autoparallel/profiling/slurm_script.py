@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autoparallel.errors import bad_value
 from autoparallel.profiling.command import LOG_FILE, argv, torchrun_variables
+from autoparallel.profiling.errand import Work, gpus_per_node, ranks_per_node
 from autoparallel.profiling.job import Job
 from autoparallel.request import Site
 
@@ -43,12 +44,12 @@ class Place:
     python: str = "python3"
 
 
-def job_name(job: Job) -> str:
+def job_name(job: Work) -> str:
     """A name that says which trial it is."""
     return f"autoparallel-{job.trial}"
 
 
-def batch_script(job: Job, place: Place, folder: Path) -> str:
+def batch_script(job: Work, place: Place, folder: Path) -> str:
     """`job.sh`."""
     nodes, per_node = _shape(job, place)
     lines = [
@@ -70,9 +71,9 @@ def batch_script(job: Job, place: Place, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rank_script(job: Job, place: Place, folder: Path) -> str:
+def rank_script(job: Work, place: Place, folder: Path) -> str:
     """`rank.sh`: what every task of `srun` runs; Slurm's numbers become torch's."""
-    if job.command:
+    if isinstance(job, Job) and job.command:
         words = argv(job, folder, place.gpus_per_node)
         lines = ["export PET_NODE_RANK=$SLURM_NODEID"]
     else:
@@ -81,16 +82,16 @@ def rank_script(job: Job, place: Place, folder: Path) -> str:
     return "\n".join(["#!/bin/bash", *lines, f"exec {shlex.join(words)}"]) + "\n"
 
 
-def _shape(job: Job, place: Place) -> tuple[int, int]:
+def _shape(job: Work, place: Place) -> tuple[int, int]:
     """Nodes, and ranks on each."""
-    per_node = min(place.gpus_per_node, job.processes)
+    per_node = ranks_per_node(job, place.gpus_per_node)
     if job.processes % per_node:
         rule = f"is not whole nodes of {per_node}"
         raise bad_value("num_gpus", job.processes, rule, f"use a multiple of {per_node}")
     return job.processes // per_node, per_node
 
 
-def _options(job: Job, place: Place, folder: Path) -> dict[str, str]:
+def _options(job: Work, place: Place, folder: Path) -> dict[str, str]:
     """What `sbatch` is asked for; values are single words, so that none can add an option."""
     nodes, per_node = _shape(job, place)
     site = place.site
@@ -99,7 +100,7 @@ def _options(job: Job, place: Place, folder: Path) -> dict[str, str]:
         "job-name": job_name(job),
         "nodes": str(nodes),
         "ntasks-per-node": str(1 if job.command else per_node),
-        **({"gpus-per-node": str(per_node)} if place.gpus else {}),
+        **({"gpus-per-node": str(gpus_per_node(job, place.gpus_per_node))} if place.gpus else {}),
         "time": time_limit(job, site),
         **{name: value for name, value in named.items() if value},
     }
@@ -111,7 +112,7 @@ def _options(job: Job, place: Place, folder: Path) -> dict[str, str]:
     return {**asked, "output": str(folder / OUTPUT_FILE)}
 
 
-def time_limit(job: Job, site: Site) -> str:
+def time_limit(job: Work, site: Site) -> str:
     """The job's own deadline with room to start, at most what the site allows."""
     wanted = job.timeout_s + START_ALLOWANCE_S
     limit = seconds_of(site.time_limit) if site.time_limit else math.inf
@@ -135,14 +136,14 @@ def seconds_of(limit: str) -> float:
     return 86400.0 * int(days or 0) + clock
 
 
-def _output(job: Job, folder: Path) -> str:
+def _output(job: Work, folder: Path) -> str:
     return str(folder / (LOG_FILE if job.command else "rank-%t.log"))
 
 
-def _exports(job: Job, place: Place, folder: Path) -> list[str]:
+def _exports(job: Work, place: Place, folder: Path) -> list[str]:
     variables: Mapping[str, str] = {
         **place.site.environment,
-        **torchrun_variables(job.processes, place.gpus_per_node),
+        **torchrun_variables(job.processes, ranks_per_node(job, place.gpus_per_node)),
         **({} if job.command else {"PYTHONPATH": str(folder / PARCEL)}),
         "PYTHONUNBUFFERED": "1",
         **job.environment,

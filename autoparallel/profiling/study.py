@@ -5,6 +5,10 @@ gets its second turn, and one of each recomputation on it before that gets one; 
 Those that may still be best then get more steps. A trial that is clearly beaten is stopped from its
 partial steps, and one that ran out of memory takes with it what needs more.
 
+Several may be asked for before the first is told. What runs counts as tried, and as measured at
+what is believed of it, so that the next turn goes to what it will tell least about; nothing ends on
+such a supposition.
+
 The study is kept in Optuna's own storage, so that two drivers can share it: a candidate that the
 other one runs is not started twice.
 """
@@ -144,6 +148,7 @@ class Study:
         self._target = target_probability
         self._sampler = _Chosen()
         self._asked: dict[int, optuna.Trial] = {}
+        self._running: dict[int, int] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(
             study_name=name,
@@ -154,17 +159,31 @@ class Study:
         )
         self._release_dead()
 
-    def beliefs(self) -> Beliefs:
-        """What is believed now."""
-        trials = {i: (r.iteration_s or 0.0, noise(r)) for i, r in self.seen.measured.items()}
-        return self._prior.after(trials)
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Candidates that were asked for and are not told yet, by this driver."""
+        return tuple(self._running.values())
 
-    def best_probability(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """P(best) of every candidate now."""
+    def beliefs(self, *, supposing: bool = False) -> Beliefs:
+        """What is believed now; `supposing` that what runs comes out as is believed of it.
+
+        Such a supposition moves no mean and narrows what is related (the "kriging believer" of
+        Ginsbourger, Le Riche and Carraro, "Kriging is well-suited to parallelize optimization").
+        """
+        trials = {i: (r.iteration_s or 0.0, noise(r)) for i, r in self.seen.measured.items()}
+        now = self._prior.after(trials)
+        if not supposing or not self._running:
+            return now
+        seconds = now.seconds()
+        supposed = {i: (float(seconds[i]), TRIAL_SIGMA) for i in self.running if i not in trials}
+        return self._prior.after(trials | supposed)
+
+    def best_probability(self, *, supposing: bool = False) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """P(best) of every candidate now; see `beliefs`."""
         fits = np.array([c.fits_probability for c in self.candidates])
         fits[list(self.seen.measured)] = 1.0
         fits[[*self.seen.failed, *self.seen.pruned]] = 0.0
-        return self.beliefs().best_probability(fits)
+        return self.beliefs(supposing=supposing).best_probability(fits)
 
     def best(self) -> int | None:
         """The measured candidate with the shortest step."""
@@ -172,7 +191,10 @@ class Study:
         return min(found, key=lambda i: found[i]) if found else None
 
     def ask(self) -> Pick | None:
-        """What to run next; None when there is enough, with the reason in `reason`."""
+        """What to run next; None when there is enough, with the reason in `reason`.
+
+        None without a reason means to ask again once something that runs has been told.
+        """
         chosen = self._next()
         if chosen is None:
             return None
@@ -188,22 +210,26 @@ class Study:
                 "kept"
             ) from error
         self._asked[trial.number] = trial
+        self._running[trial.number] = index
         return Pick(candidate=index, steps=steps, number=trial.number)
 
     def watch(self, pick: Pick) -> Watch:
-        """Stops a trial once it is clearly beaten by the best layout so far."""
-        best = self.best()
-        limit = np.inf if best is None else (self.seen.measured[best].iteration_s or np.inf)
-        own = pick.candidate == best
+        """Stops a trial once it is clearly beaten by the best layout so far, then and now."""
 
         def beaten(progress: Progress) -> bool:
-            enough = 2 <= len(progress.step_s) < pick.steps
-            return enough and not own and min(progress.step_s) > BEATEN * limit
+            if not 2 <= len(progress.step_s) < pick.steps:
+                return False
+            best = self.best()
+            if best is None or best == pick.candidate:
+                return False
+            limit = self.seen.measured[best].iteration_s or np.inf
+            return min(progress.step_s) > BEATEN * limit
 
         return beaten
 
     def tell(self, pick: Pick, result: Result) -> None:
         """Take a trial's result."""
+        self._running.pop(pick.number, None)
         self.learn(pick.candidate, result)
         with contextlib.suppress(StorageInternalError):  # the journal has it already
             trial = self._asked[pick.number]
@@ -223,6 +249,7 @@ class Study:
             if known is None or len(known.step_s) <= len(result.step_s):
                 self.seen.measured[index] = result
             self.seen.failed.pop(index, None)
+            self.seen.pruned.discard(index)
             return
         if index not in self.seen.measured:
             self.seen.failed[index] = result.outcome
@@ -236,15 +263,19 @@ class Study:
 
     def give_up(self, pick: Pick) -> None:
         """A trial that was interrupted counts for nothing."""
+        self._running.pop(pick.number, None)
         with contextlib.suppress(StorageInternalError):
             self._optuna.tell(pick.number, state=TrialState.FAIL)
 
     def _next(self) -> tuple[int, int] | None:
         """Candidate and steps: the short list first, then more steps for its survivors."""
+        coming = {*self.seen.measured, *self.running}
         if len(self.seen.measured) < self._top:
             open_ = self._open()
-            if open_:
+            if open_ and len(coming) < self._top:
                 return self._likeliest(open_), self._steps
+            if self._running:
+                return None
             if not self.seen.measured:
                 self.reason = "no candidate is left that runs"
                 return None
@@ -255,6 +286,8 @@ class Study:
             return None
         if (again := self._survivor(chances)) is not None:
             return again, MORE_STEPS * self._steps
+        if self._running:
+            return None
         self.reason = f"the {len(self.seen.measured)} layouts asked for are measured"
         return None
 
@@ -264,9 +297,10 @@ class Study:
 
     def _likeliest(self, open_: Sequence[int]) -> int:
         """Of the meshes and kinds least tried, the candidate with the highest P(best)."""
-        tried = [self.candidates[i] for i in (*self.seen.measured, *self.seen.failed)]
+        known = (*self.seen.measured, *self.seen.failed, *self.running)
+        tried = [self.candidates[i] for i in known]
         meshes, kinds = [c.mesh for c in tried], [c.kind for c in tried]
-        chances, seconds = self.best_probability(), self.beliefs().seconds()
+        chances, seconds = self.best_probability(supposing=True), self.beliefs().seconds()
 
         def place(i: int) -> tuple[float, ...]:
             c = self.candidates[i]

@@ -10,7 +10,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoparallel.profiling.job import Job, Result
+from autoparallel.errors import bad_value
+from autoparallel.profiling.errand import Work, spread
+from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.parcel import PACKAGE
 from autoparallel.profiling.process_tree import dies_with_parent
@@ -29,7 +31,7 @@ _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    job: Job
+    job: Work
     folder: Path
     ranks: list[subprocess.Popen[bytes]]
     oom_kills: int
@@ -45,8 +47,11 @@ class SubprocessLauncher:
     def __init__(self) -> None:
         self._running: dict[str, _Running] = {}
 
-    def submit(self, job: Job, folder: Path) -> str:
+    def submit(self, job: Work, folder: Path) -> str:
         """Start the ranks; the ticket is the trial's folder."""
+        if spread(job) and job.processes > 1:
+            rule = "is more than this machine, which is one node"
+            raise bad_value("--nodes", job.processes, rule, "use --launcher ray, slurm, kubernetes")
         start_folder(job, folder)
         address = ("127.0.0.1", free_port())
         running = _Running(job=job, folder=folder, ranks=[], oom_kills=_oom_kills())
@@ -91,7 +96,7 @@ class SubprocessLauncher:
             self.cancel(ticket)
 
 
-def _start(job: Job, folder: Path, rank: int, address: tuple[str, int]) -> subprocess.Popen[bytes]:
+def _start(job: Work, folder: Path, rank: int, address: tuple[str, int]) -> subprocess.Popen[bytes]:
     """One rank in a process group of its own, which dies when this process dies."""
     environment = {**os.environ, **rank_environment(job, rank, address)}
     found = [str(PACKAGE.parent), environment.get("PYTHONPATH", "")]

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from autoparallel.profiling.operators import KINDS, measure
+from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = measure(
         arguments.out,
+        SubprocessLauncher(),
         device=arguments.device,
         gpu=arguments.gpu,
         kinds=tuple(arguments.kind or KINDS),

@@ -16,6 +16,7 @@ from pathlib import Path
 from gpu_grid import PIECES, Run, runs
 
 from autoparallel.errors import bad_value
+from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import run_trial
 from autoparallel.profiling.store import Store
 from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
@@ -48,11 +49,14 @@ def _run(store: Store, run: Run) -> None:
     finally:
         launcher.close()
     store.append(run.job, result)
+    print(told(run, result), flush=True)
+
+
+def told(run: Run, result: Result) -> str:
+    """A run's result in a line."""
     seconds = f"{result.iteration_s * 1e3:9.2f} ms" if result.iteration_s else " " * 12
     memory = f"{(result.peak_memory_bytes or 0) / 2**30:6.2f} GiB"
-    print(
-        f"{result.outcome:14} {seconds} {memory}  {_title(run)}  {result.message[:90]}", flush=True
-    )
+    return f"{result.outcome:14} {seconds} {memory}  {_title(run)}  {result.message[:90]}"
 
 
 def _title(run: Run) -> str:
@@ -75,15 +79,20 @@ def _chosen(arguments: argparse.Namespace) -> list[Run]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    add_run_options(parser)
     parser.add_argument("--piece", action="append", help=", ".join(PIECES))
+    parser.add_argument("--list", action="store_true", help="say what would run")
+    return parser.parse_args()
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Where, on what, and how long."""
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget-s", type=float, default=500.0)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="1/32 of the width, to rehearse")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup-steps", type=int, default=3)
-    parser.add_argument("--list", action="store_true", help="say what would run")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

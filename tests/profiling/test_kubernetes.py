@@ -29,25 +29,6 @@ JOB = Job(
 )
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake kubectl first in PATH; returns the folder of its objects."""
-    programs, home = tmp_path / "bin", tmp_path / "objects"
-    programs.mkdir()
-    home.mkdir()
-    for name, script, flags in (
-        ("kubectl", "kubectl", " -S"),
-        ("fake-python", "torchrun", " -S"),
-        ("fake-rank", "rank", ""),
-    ):
-        text = f"#!{sys.executable}{flags}\n" + (HERE / "fakes" / f"{script}.py").read_text()
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setenv("FAKE_KUBERNETES", str(home))
-    return home
-
-
 def place(**site: object) -> Place:
     text: dict[str, object] = {"image": "torch:2.13", "namespace": "team"}
     return Place(site=Site(**(text | site)), gpus_per_node=1, gpus=False, python="fake-python")
@@ -63,12 +44,12 @@ def objects_left(home: Path) -> list[str]:
     return [path.name for path in home.iterdir() if path.is_dir() and path.name[0] != "."]
 
 
-def test_ranks_of_two_pods_give_one_result(cluster: Path, tmp_path: Path) -> None:
-    (cluster / "start_s").write_text("0.2")
+def test_ranks_of_two_pods_give_one_result(kubernetes: Path, tmp_path: Path) -> None:
+    (kubernetes / "start_s").write_text("0.2")
     found = run(tmp_path / "trial", "ok")
     assert (found.outcome, found.step_s, found.launcher) == ("ok", (0.25, 0.25), "kubernetes")
     assert (found.peak_memory_bytes, len(found.ranks)) == (1001, 2)
-    assert not objects_left(cluster)
+    assert not objects_left(kubernetes)
 
 
 @pytest.mark.parametrize(
@@ -80,56 +61,58 @@ def test_ranks_of_two_pods_give_one_result(cluster: Path, tmp_path: Path) -> Non
     ],
 )
 def test_the_first_pod_that_fails_ends_all(
-    cluster: Path, tmp_path: Path, ranks: str, outcome: str, said: str
+    kubernetes: Path, tmp_path: Path, ranks: str, outcome: str, said: str
 ) -> None:
     found = run(tmp_path / "trial", ranks)
     assert found.outcome == outcome
     assert said in found.message
-    assert not objects_left(cluster)
+    assert not objects_left(kubernetes)
 
 
-def test_a_hang_ends_at_the_deadline(cluster: Path, tmp_path: Path) -> None:
+def test_a_hang_ends_at_the_deadline(kubernetes: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "trial", "hang", timeout_s=0.2).outcome == "timeout"
-    assert not objects_left(cluster)
+    assert not objects_left(kubernetes)
 
 
-def test_a_beaten_trial_ends_with_the_steps_it_streamed(cluster: Path, tmp_path: Path) -> None:
+def test_a_beaten_trial_ends_with_the_steps_it_streamed(kubernetes: Path, tmp_path: Path) -> None:
     job = replace(JOB, environment={"FAKE_RANKS": "hang"})
     on = KubernetesLauncher(place=place(), poll_s=0.1)
     found = run_trial(on, job, tmp_path / "trial", watch=lambda p: bool(p.step_s), poll_s=0.02)
     assert (found.outcome, found.step_s, found.stopped_early) == ("ok", (0.25,), True)
-    assert not objects_left(cluster)
+    assert not objects_left(kubernetes)
 
 
-def test_an_image_that_cannot_be_pulled(cluster: Path, tmp_path: Path) -> None:
-    (cluster / "no_image").write_text("1")
+def test_an_image_that_cannot_be_pulled(kubernetes: Path, tmp_path: Path) -> None:
+    (kubernetes / "no_image").write_text("1")
     found = run(tmp_path / "trial", "ok")
     assert found.outcome == "invalid"
     assert "ImagePullBackOff" in found.message
 
 
-def test_an_api_server_that_does_not_answer_changes_nothing(cluster: Path, tmp_path: Path) -> None:
+def test_an_api_server_that_does_not_answer_changes_nothing(
+    kubernetes: Path, tmp_path: Path
+) -> None:
     on = KubernetesLauncher(place=place(), poll_s=0.0)
     (tmp_path / "trial").mkdir()
-    (cluster / "start_s").write_text("5")
+    (kubernetes / "start_s").write_text("5")
     ticket = on.submit(replace(JOB, environment={"FAKE_RANKS": "ok"}), tmp_path / "trial")
-    (cluster / "silent").write_text("1")
+    (kubernetes / "silent").write_text("1")
     assert on.poll(ticket).state == "waiting"
-    (cluster / "silent").unlink()
+    (kubernetes / "silent").unlink()
     on.close()
     on.cancel(ticket)
-    assert not objects_left(cluster)
+    assert not objects_left(kubernetes)
 
 
 def test_what_the_cluster_refuses_is_said_and_nothing_is_left(
-    cluster: Path, tmp_path: Path
+    kubernetes: Path, tmp_path: Path
 ) -> None:
     on = KubernetesLauncher(place=place(image="INVALID"))
     with pytest.raises(ConfigError, match="invalid image"):
         on.submit(JOB, tmp_path)
 
 
-def test_the_users_command_is_read_by_its_log(cluster: Path, tmp_path: Path) -> None:
+def test_the_users_command_is_read_by_its_log(kubernetes: Path, tmp_path: Path) -> None:
     log = HERE / "logs" / "recorded" / "megatron_good.log"
     words = command_words(f"{sys.executable} {HERE / 'fake_pretrain.py'} {log} @{{args_file}}")
     job = with_command(JOB, words, lambda job: ("--tensor-model-parallel-size", "2"))

@@ -29,25 +29,6 @@ JOB = Job(
 )
 
 
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Fake programs first in PATH; returns the folder that holds their state."""
-    programs, home = tmp_path / "bin", tmp_path / "slurm"
-    programs.mkdir()
-    home.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun"):
-        executable(programs / name, HERE / "fakes" / "slurm.py", "-S")
-    executable(programs / "fake-python", HERE / "fakes" / "rank.py")
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setenv("FAKE_SLURM", str(home))
-    return home
-
-
-def executable(path: Path, script: Path, *flags: str) -> None:
-    path.write_text(f"#!{' '.join((sys.executable, *flags))}\n" + script.read_text())
-    path.chmod(0o755)
-
-
 def place(**site: object) -> Place:
     text: dict[str, object] = {"partition": "batch", "environment": {"SITE_SAYS": "it's; here"}}
     return Place(

@@ -198,3 +198,93 @@ def test_three_trials_on_a_cpu_convince_less_than_three_on_gpus():
     doubted, believed = chances("cpu", (1.0, 0.97, 1.3)), chances("cuda", (1.0, 0.97, 1.3))
     assert doubted[0] > doubted[1]
     assert believed[0] < believed[1]
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 5])
+def test_what_runs_is_not_asked_for_again_and_meshes_come_first(at_once):
+    game = study(top=5)
+    picks = [game.ask() for _ in range(at_once)]
+    assert len({p.candidate for p in picks}) == at_once
+    alone = [p.candidate for p in played(study(top=5), PREDICTED)[:at_once]]
+    assert {game.candidates[p.candidate].mesh for p in picks} == {
+        game.candidates[i].mesh for i in alone
+    }
+
+
+def test_no_more_than_the_layouts_asked_for_run_and_none_is_no_end():
+    game = study(top=3)
+    picks = [game.ask() for _ in range(3)]
+    assert game.ask() is None
+    assert game.reason == ""
+    game.tell(picks[0], result(0, outcome="crash"))
+    instead = game.ask()
+    assert instead is not None
+    assert instead.candidate not in {p.candidate for p in picks}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_several_at_a_time_find_what_one_after_the_other_finds(at_once):
+    seconds = [1.0, 1.3, 1.2, 0.7, 1.1]
+    game, running = study(top=5), []
+    for _ in range(60):
+        while len(running) < at_once and (pick := game.ask()):
+            running.append(pick)
+        if not running:
+            break
+        pick = running.pop()  # the last one started ends first
+        game.tell(pick, result(seconds[pick.candidate], pick.steps))
+    assert running == []
+    assert game.best() == 3
+    assert game.reason
+    assert len(game.seen.measured) == 5
+
+
+def test_supposing_what_runs_moves_no_mean_and_widens_nothing():
+    game = study(top=5)
+    game.tell(game.ask(), result(2.0))
+    before = game.beliefs()
+    pick = game.ask()
+    assert np.allclose(game.beliefs().mean, before.mean)
+    supposed = game.beliefs(supposing=True)
+    assert np.allclose(supposed.mean, before.mean)
+    assert np.all(np.diag(supposed.covariance) <= np.diag(before.covariance) + 1e-12)
+    narrower = np.diag(supposed.covariance)[pick.candidate]
+    assert narrower < 0.5 * np.diag(before.covariance)[pick.candidate]
+    game.give_up(pick)
+    assert game.running == ()
+
+
+def test_nothing_ends_on_a_supposition():
+    """P(best) of what runs may be high; only what is measured ends the search."""
+    game = study(top=1, target_probability=0.05)
+    pick = game.ask()
+    assert game.ask() is None
+    assert game.reason == ""
+    game.tell(pick, result(1.0))
+    assert game.ask() is None
+    assert "P(best)" in game.reason
+
+
+def test_a_trial_that_runs_though_its_memory_is_thought_short_is_believed():
+    game = study(top=3)
+    picks = [game.ask() for _ in range(2)]
+    first = next(p for p in picks if p.candidate == 0)
+    other = next(p for p in picks if p.candidate != 0)
+    game.tell(other, result(0, outcome="out_of_memory"))
+    assert 0 in game.seen.pruned
+    game.tell(first, result(0.5))
+    assert 0 not in game.seen.pruned
+    assert game.best_probability()[0] > 0.5
+    again = played(game, PREDICTED)
+    assert not {p.candidate for p in again} & (game.seen.pruned | {other.candidate})
+
+
+def test_a_better_layout_that_ends_meanwhile_beats_what_runs():
+    game = study(top=5, steps=6)
+    slow = game.ask()
+    watch = game.watch(slow)
+    seen = Progress(state="running", step_s=(2.0, 2.0))
+    assert not watch(seen)
+    fast = game.ask()
+    game.tell(fast, result(1.0, 6))
+    assert watch(seen)

@@ -1,27 +1,32 @@
-"""All samples of one machine, kind by kind, as long as the time lasts."""
+"""All samples of one kind of machine, kind by kind, as long as the time lasts."""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoparallel import catalog
-from autoparallel.errors import ConfigError, bad_value, nearest
-from autoparallel.profiling.operators.groups import Work, group_work
+from autoparallel.errors import bad_value, nearest
+from autoparallel.profiling.errand import Errand
+from autoparallel.profiling.job import DEVICES
+from autoparallel.profiling.launcher import Launcher
+from autoparallel.profiling.operators.machine import Machine, machine
 from autoparallel.profiling.operators.samples import Samples, key_of
 from autoparallel.profiling.operators.shapes import FULL, TINY, Shapes
 from autoparallel.profiling.operators.tables import Header, write_tables
-from autoparallel.profiling.topology import cluster_of, look
-from autoparallel.profiling.topology.cluster_file import gpu_id
+from autoparallel.profiling.sending import send
+from autoparallel.profiling.topology import cluster_of
 from autoparallel.units import US
 from autoparallel.versions import version_of
 
 KINDS = ("stream", "gemm", "attention", "experts", "collectives")
-SAMPLES_FILE = "samples.jsonl"
+SAMPLES_FILE, ERRANDS_FOLDER = "samples.jsonl", "errands"
+LONGEST_S = 6 * 3600.0
+"""What an errand without a budget may take."""
+ALLOWANCE_S = 300.0
+"""For the last sample and for parting, beyond the budget."""
 Progress = Callable[[str], None]
 
 
@@ -31,11 +36,13 @@ class Measured:
 
     Attributes:
         folder: The profiles folder, for `--profiles-dir`.
+        host: Where the first rank ran.
         left: Samples still to be taken; tables are written when there are none.
     """
 
     folder: Path
     gpu: str
+    host: str
     taken: int
     left: int
     files: tuple[str, ...]
@@ -43,6 +50,7 @@ class Measured:
 
 def measure(
     out: Path,
+    launcher: Launcher,
     *,
     device: str = "auto",
     gpu: str | None = None,
@@ -50,6 +58,7 @@ def measure(
     kinds: tuple[str, ...] = KINDS,
     ranks: int | None = None,
     budget_s: float = float("inf"),
+    environment: Mapping[str, str] | None = None,
     progress: Progress = lambda text: None,
     config_dir: Path | None = None,
 ) -> Measured:
@@ -57,53 +66,122 @@ def measure(
 
     Args:
         out: Profiles folder; `out/operators` gets tables and samples.
+        launcher: Where the ranks run that measure. Nothing is measured in this process, which
+            needs no torch.
         device: `cuda`, `cpu`, or whichever there is.
         gpu: Entry of the catalog that the tables are for; by the device's name when None.
         tiny: The small grid, for trying it out; always on a CPU.
         kinds: What to measure now.
-        ranks: Largest group of collectives; all GPUs of this machine, or two processes on a CPU.
+        ranks: Largest group of collectives; all GPUs of a node, or two processes on a CPU.
         budget_s: After this no new sample is begun.
+        environment: Variables of every rank.
         progress: Told of every sample.
         config_dir: A folder in front of the shipped catalog.
 
     Raises:
         ConfigError: no such kind, no such device, or samples of another machine in `out`.
+        LaunchError: the ranks failed.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise bad_value("--only", kind, "is not a kind of operator", nearest(kind, KINDS))
-    device, name = _device(device)
-    record = catalog.gpu(gpu or _catalog_name(device, name), config_dir)
-    shapes = TINY if tiny or device == "cpu" else FULL
-    most = ranks or (2 if device == "cpu" else _gpu_count())
-    made_with = _made_with(name, record.name, shapes is TINY)
-    samples = Samples(out / "operators" / SAMPLES_FILE, made_with)
+    if device not in DEVICES:
+        raise bad_value("--device", device, "is not a device", ", ".join(DEVICES))
     deadline = time.monotonic() + budget_s
+    asked = Errand(errand="about", device=device, environment=environment or {})
+    folder = out / ERRANDS_FOLDER
+    there = machine(launcher, asked, folder)
+    record = catalog.gpu(gpu or there.catalog_name, config_dir)
+    shapes = TINY if tiny or there.device == "cpu" else FULL
+    most = _most_ranks(ranks, there)
+    made_with = _made_with(there, record.name, shapes is TINY)
+    samples = Samples(out / "operators" / SAMPLES_FILE, made_with)
+    grid = Grid(shapes=shapes, fp8=there.fp8, most=most)
     before = len(samples)
+    plain = replace(asked, device=there.device)
+    bench = _Bench(launcher=launcher, errand=plain, folder=folder, deadline=deadline)
     for kind in kinds:
-        _take(samples, _work(kind, shapes, device, most), deadline, progress)
-    missing = _missing(samples, shapes, device, most)
+        bench.take(kind, grid, samples, progress)
+    missing = sum(key not in samples for kind in KINDS for key in grid.keys(kind))
     header = Header(
         gpu=record,
-        link_bytes_per_s=_link_bytes_per_s(device, record.name, config_dir),
-        device=name,
+        link_bytes_per_s=_link_bytes_per_s(there, record.name, config_dir),
+        device=there.name,
         made_with=made_with,
         shapes=shapes,
     )
     files = () if missing else write_tables(out / "operators", samples, header)
+    bench.clear()
     return Measured(
-        folder=out, gpu=record.name, taken=len(samples) - before, left=missing, files=files
+        folder=out,
+        gpu=record.name,
+        host=there.host,
+        taken=len(samples) - before,
+        left=missing,
+        files=files,
     )
 
 
-def _take(samples: Samples, work: Work, deadline: float, progress: Progress) -> None:
-    for key, seconds in work:
-        if key in samples:
-            continue
-        if time.monotonic() > deadline:
-            return
-        samples.add(key, seconds())
-        progress(f"{key}: {samples[key] / US:.4g} us")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Everything that is measured: shapes, precisions, and groups up to `most` ranks."""
+
+    shapes: Shapes
+    fp8: bool
+    most: int
+
+    def keys(self, kind: str) -> list[str]:
+        """Of every sample of a kind."""
+        words = keys(kind, self.shapes, fp8=self.fp8, most=self.most)
+        return [key_of(kind, *each) for each in words]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bench:
+    """Sends for samples that are missing, until the deadline."""
+
+    launcher: Launcher
+    errand: Errand
+    folder: Path
+    deadline: float
+
+    def take(self, kind: str, grid: Grid, samples: Samples, progress: Progress) -> None:
+        """All samples of a kind, one errand for every size of group."""
+
+        def told(key: str, seconds: float) -> None:
+            if key not in samples:
+                samples.add(key, seconds)
+                progress(f"{key}: {seconds / US:.4g} us")
+
+        missing = [key for key in grid.keys(kind) if key not in samples]
+        for count, wanted in _by_group(kind, missing).items():
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                return
+            budget = min(left, LONGEST_S)
+            errand = replace(
+                self.errand,
+                errand="collectives" if kind == "collectives" else "kernels",
+                keys=tuple(wanted),
+                processes=count,
+                budget_s=budget,
+                timeout_s=budget + ALLOWANCE_S,
+            )
+            send(self.launcher, errand, self.folder, told)
+
+    def clear(self) -> None:
+        """Remove the folder of errands, unless one has left something to read."""
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _by_group(kind: str, missing: list[str]) -> dict[int, list[str]]:
+    """Ranks -> keys; kernels are one rank's."""
+    found: dict[int, list[str]] = {}
+    for key in missing:
+        count = int(key.split()[2]) if kind == "collectives" else 1
+        found.setdefault(count, []).append(key)
+    return found
 
 
 def keys(kind: str, shapes: Shapes, *, fp8: bool, most: int) -> Iterator[tuple[str, ...]]:
@@ -141,74 +219,25 @@ def _group_sizes(most: int) -> list[int]:
     return [2**i for i in range(1, 20) if 2**i <= most]
 
 
-def _work(kind: str, shapes: Shapes, device: str, most: int) -> Work:
-    """Keys of a kind with what measures each."""
-    if kind == "collectives":
-        wanted = list(keys(kind, shapes, fp8=False, most=most))
-        yield from group_work(wanted, device, shapes.collective_log2_bytes)
-        return
-    import torch
-
-    from autoparallel.profiling.operators import kernels
-    from autoparallel.profiling.operators.timing import seconds_of
-
-    torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
-    for words in keys(kind, shapes, fp8=kernels.has_fp8(device), most=most):
-        call = partial(kernels.call_of, kind, words, device)
-        yield key_of(kind, *words), partial(seconds_of, call, device)
+def _most_ranks(asked: int | None, there: Machine) -> int:
+    """The largest group: the tables are those of a node's fast links."""
+    if there.device == "cpu":
+        return asked or 2
+    gpus = max(len(there.node.gpus), 1)
+    if asked and asked > gpus:
+        rule = f"is more than the {gpus} GPUs of {there.host}; the tables are of one node's links"
+        raise bad_value("--ranks", asked, rule, f"use at most {gpus}")
+    return asked or gpus
 
 
-def _missing(samples: Samples, shapes: Shapes, device: str, most: int) -> int:
-    from autoparallel.profiling.operators import kernels
-
-    fp8 = kernels.has_fp8(device)
-    wanted = [key_of(k, *w) for k in KINDS for w in keys(k, shapes, fp8=fp8, most=most)]
-    return sum(key not in samples for key in wanted)
-
-
-def _device(asked: str) -> tuple[str, str]:
-    """The device and its own name."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise bad_value("--device", asked, "is not a device", "auto, cpu or cuda")
-    try:
-        import torch
-    except ImportError as error:
-        raise ConfigError(
-            "torch: not installed; pip install 'autoparallel-planner[profile]'"
-        ) from error
-    if asked != "cpu" and torch.cuda.is_available():
-        return "cuda", str(torch.cuda.get_device_name())
-    if asked == "cuda":
-        raise bad_value("--device", asked, "has no GPU here that torch sees", "try --device cpu")
-    return "cpu", platform.processor() or platform.machine()
-
-
-def _catalog_name(device: str, name: str) -> str:
-    if device == "cpu":
-        return "cpu"
-    if not (found := gpu_id(name)):
-        raise bad_value("gpu", name, "is no GPU of the catalog", "say which one it is with --gpu")
-    return found
-
-
-def _link_bytes_per_s(device: str, gpu: str, config_dir: Path | None) -> float:
-    """Nominal rate of this machine's fast links."""
-    if device == "cpu":
+def _link_bytes_per_s(there: Machine, gpu: str, config_dir: Path | None) -> float:
+    """Nominal rate of the node's fast links."""
+    if there.device == "cpu":
         return catalog.cluster("local-cpu", config_dir).intra_link.bandwidth_bytes_per_s
-    return cluster_of(look(), gpu, config_dir).intra_bytes_per_s
+    return cluster_of(there.node, gpu, config_dir).intra_bytes_per_s
 
 
-def _gpu_count() -> int:
-    import torch
-
-    return int(torch.cuda.device_count())
-
-
-def _made_with(device: str, gpu: str, tiny: bool) -> dict[str, str]:
-    import torch
-
-    found = {"device": device, "gpu": gpu, "grid": "tiny" if tiny else "full"}
-    found |= {"torch": str(torch.__version__), "autoparallel": version_of()}
-    if torch.version.cuda:
-        found["cuda"] = str(torch.version.cuda)
-    return found
+def _made_with(there: Machine, gpu: str, tiny: bool) -> dict[str, str]:
+    found = {"device": there.name, "gpu": gpu, "grid": "tiny" if tiny else "full"}
+    found |= {"torch": there.torch, "autoparallel": version_of()}
+    return found | ({"cuda": there.cuda} if there.cuda else {})

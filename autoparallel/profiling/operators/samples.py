@@ -11,8 +11,7 @@ from typing import Any
 from autoparallel import strict_json as check
 from autoparallel.errors import ConfigError
 from autoparallel.files import write_text
-
-_SAMPLE: dict[str, check.Check] = {"key": check.text, "seconds": check.number}
+from autoparallel.profiling.errand import sample_line, samples_in
 
 
 class Samples:
@@ -36,12 +35,7 @@ class Samples:
             raise ConfigError(
                 f"{self.path}: holds samples of another machine or software; give another --out"
             )
-        for line in lines:
-            try:
-                sample = check.record("", check.parsed(line), _SAMPLE)
-            except ConfigError:
-                continue
-            self._seconds[sample["key"]] = sample["seconds"]
+        self._seconds |= dict(samples_in(lines))
         if lines and lines[-1]:
             self._append("\n")
 
@@ -68,7 +62,7 @@ class Samples:
     def add(self, key: str, seconds: float) -> None:
         """Keep one sample."""
         self._seconds[key] = seconds
-        self._append(json.dumps({"key": key, "seconds": seconds}) + "\n")
+        self._append(sample_line(key, seconds) + "\n")
 
     def _append(self, text: str) -> None:
         with self.path.open("a", encoding="utf-8") as stream:

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoparallel import catalog
 from autoparallel.errors import bad_value
 from autoparallel.hardware import Cluster, Gpu
-from autoparallel.profiling.topology.seen import Seen, SeenGpu
+from autoparallel.profiling.seen import Seen, SeenGpu
 from autoparallel.units import GB, GIB, US
 
 NVLINK_BYTES_PER_S = {"volta": 25 * GB, "ampere": 25 * GB, "hopper": 25 * GB, "blackwell": 50 * GB}

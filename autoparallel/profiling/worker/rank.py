@@ -1,7 +1,7 @@
 """One rank from its place in the world to its end.
 
-`run_in_folder` reads `job.json`, trains, and always leaves a `RankEnd`: in `rank-N.json`, and on a
-line of standard output for places without a shared folder.
+`run_in_folder` reads `job.json`, trains or does the errand, and always leaves a `RankEnd`: in
+`rank-N.json`, and on a line of standard output for places without a shared folder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoparallel.errors import ConfigError
+from autoparallel.profiling.errand import Errand, work_of
 from autoparallel.profiling.job import Job, RankReport
 from autoparallel.profiling.rank_end import (
     END_MARK,
@@ -28,6 +29,7 @@ from autoparallel.profiling.rank_end import (
     end_file,
     step_line,
 )
+from autoparallel.profiling.worker.interface import name_interface
 
 MEGATRON = "0.16"
 Seen = Callable[[float, bool], None]
@@ -53,11 +55,17 @@ class Place:
 
 
 def run_in_folder(folder: Path, environment: Mapping[str, str]) -> RankEnd:
-    """Run this process's rank of the job in `folder`."""
+    """Run this process's rank of the job or errand in `folder`."""
     place = Place.of(environment)
+    tell = _teller(folder, place)
     try:
-        job = Job.parse((folder / "job.json").read_text(encoding="utf-8"))
-        end = run_rank(job, place, _streamed(folder, place))
+        work = work_of((folder / "job.json").read_text(encoding="utf-8"))
+        if isinstance(work, Errand):
+            from autoparallel.profiling.worker.errands import run_errand
+
+            end = run_errand(work, place.rank, tell)
+        else:
+            end = run_rank(work, place, _streamed(tell))
     except BaseException as error:
         traceback.print_exc()
         end = failed_end(place.rank, error)
@@ -70,18 +78,22 @@ def run_in_folder(folder: Path, environment: Mapping[str, str]) -> RankEnd:
     return end
 
 
-def _streamed(folder: Path, place: Place) -> Seen:
-    """Append every step of rank 0 to the trial's file as it ends."""
+def _teller(folder: Path, place: Place) -> Callable[[str], None]:
+    """Appends what rank 0 has to say to the trial's file, line by line."""
 
-    def seen(step_s: float, warmup: bool) -> None:
+    def tell(line: str) -> None:
         if place.rank:
             return
-        line = step_line(step_s, warmup=warmup)
         print(STEP_MARK + line, flush=True)
         with (folder / STEPS_FILE).open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
-    return seen
+    return tell
+
+
+def _streamed(tell: Callable[[str], None]) -> Seen:
+    """Every step as it ends."""
+    return lambda step_s, warmup: tell(step_line(step_s, warmup=warmup))
 
 
 def failed_end(rank: int, error: BaseException) -> RankEnd:
@@ -215,6 +227,7 @@ def _joined_world(job: Job, place: Place, device: Any) -> str:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.num_gpus)
         return "fake"
     backend = "nccl" if device.type == "cuda" else "gloo"
+    name_interface(os.environ)
     own = {"device_id": device} if device.type == "cuda" else {}
     dist.init_process_group(
         backend,

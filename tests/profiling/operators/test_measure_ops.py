@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from autoparallel.layout import Layout
 from autoparallel.operators import WIRE_FACTOR, load_operators, operators_for
 from autoparallel.planning import estimate
 from autoparallel.profiling.operators import KINDS, measure
-from autoparallel.profiling.operators.groups import group_work
 from autoparallel.profiling.operators.measure import keys
 from autoparallel.profiling.operators.samples import Samples, key_of
 from autoparallel.profiling.operators.shapes import FULL, TINY
 from autoparallel.profiling.operators.tables import Header, write_tables
+from autoparallel.profiling.subprocess_launcher import SubprocessLauncher
 from autoparallel.request import training_request
 
 MADE = {"torch": "2.13"}
@@ -127,11 +128,13 @@ def test_every_kind_has_keys_of_its_own() -> None:
 @pytest.mark.megatron
 def test_a_cpu_is_measured_in_pieces(tmp_path: Path) -> None:
     said: list[str] = []
-    first = measure(tmp_path, device="cpu", kinds=("stream",), progress=said.append)
+    first = measure(
+        tmp_path, SubprocessLauncher(), device="cpu", kinds=("stream",), progress=said.append
+    )
     assert (first.taken, first.files, len(said)) == (2, (), 2)
-    again = measure(tmp_path, device="cpu", kinds=("stream",))
+    again = measure(tmp_path, SubprocessLauncher(), device="cpu", kinds=("stream",))
     assert (again.taken, again.left) == (0, first.left)
-    none = measure(tmp_path, device="cpu", kinds=("gemm",), budget_s=0.0)
+    none = measure(tmp_path, SubprocessLauncher(), device="cpu", kinds=("gemm",), budget_s=0.0)
     assert none.taken == 0
 
 
@@ -140,7 +143,7 @@ def test_a_cpu_is_measured_in_pieces(tmp_path: Path) -> None:
 def test_every_operation_runs_on_a_cpu(kind: str) -> None:
     import torch
 
-    from autoparallel.profiling.operators import kernels
+    from autoparallel.profiling.worker import kernels
 
     torch.set_num_threads(1)
     words = {
@@ -156,16 +159,22 @@ def test_every_operation_runs_on_a_cpu(kind: str) -> None:
 
 
 @pytest.mark.megatron
-def test_two_ranks_time_every_collective() -> None:
-    words = [(op, "2", str(x)) for op in WIRE_FACTOR for x in (10, 11)]
-    found = {key: seconds() for key, seconds in group_work(words, "cpu", (10, 11))}
-    assert len(found) == 8
-    assert all(0 < seconds < 5 for seconds in found.values())
+def test_two_ranks_time_every_collective(tmp_path: Path) -> None:
+    found = measure(tmp_path, SubprocessLauncher(), device="cpu", kinds=("collectives",))
+    samples = Samples(tmp_path / "operators" / "samples.jsonl", found_with(tmp_path))
+    wanted = [key_of("collectives", *w) for w in keys("collectives", TINY, fp8=False, most=2)]
+    assert found.taken == len(wanted)
+    assert all(0 < samples[key] < 5 for key in wanted)
+
+
+def found_with(folder: Path) -> dict[str, str]:
+    first = (folder / "operators" / "samples.jsonl").read_text().splitlines()[0]
+    return json.loads(first)["made_with"]
 
 
 def test_bad_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'gemm'"):
-        measure(tmp_path, kinds=("gem",))
+        measure(tmp_path, SubprocessLauncher(), kinds=("gem",))
     with pytest.raises(ConfigError, match="is not a device"):
-        measure(tmp_path, device="tpu")
+        measure(tmp_path, SubprocessLauncher(), device="tpu")
     assert not list(tmp_path.iterdir())

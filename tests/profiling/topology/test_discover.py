@@ -8,9 +8,9 @@ import pytest
 
 from autoparallel import catalog
 from autoparallel.errors import ConfigError
+from autoparallel.profiling.seen import IBSTAT, MATRIX, QUERY, Say
 from autoparallel.profiling.topology import Seen, cluster_of, cluster_text, look
 from autoparallel.profiling.topology.cluster_file import gpu_id
-from autoparallel.profiling.topology.seen import IBSTAT, MATRIX, QUERY, Say
 from autoparallel.units import GB, MIB
 
 RECORDED = Path(__file__).parent / "recorded"

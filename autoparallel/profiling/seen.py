@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from autoparallel import strict_json as check
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.programs import ask
 from autoparallel.units import GB, MIB
@@ -60,6 +62,47 @@ class Seen:
     adapters: tuple[Adapter, ...] = ()
     cores: int = 1
     missing: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The node as plain data."""
+        links = [[a, b, count] for (a, b), count in self.nvlinks.items()]
+        return {k: check.plain(k, v) for k, v in (asdict(self) | {"nvlinks": links}).items()}
+
+    @classmethod
+    def parse(cls, path: str, data: Any) -> Seen:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: a field unknown, missing or of the wrong kind.
+        """
+        return cls(**check.record(path, data, _SEEN))
+
+
+def _links(path: str, value: Any) -> dict[tuple[int, int], int]:
+    rows = check.list_of(check.list_of(check.count))(path, value)
+    if any(len(row) != 3 for row in rows):
+        raise check.wrong(path, value, "is not a list of [GPU, GPU, links]")
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+_GPU: dict[str, check.Check] = {
+    "index": check.count,
+    "name": check.text,
+    **dict.fromkeys(("memory_bytes", "max_clock_hz", "power_limit_w"), check.number),
+    **dict.fromkeys(("pcie_generation", "pcie_lanes"), check.count),
+}
+_PORT: dict[str, check.Check] = {
+    "name": check.text,
+    "bytes_per_s": check.number,
+    **dict.fromkeys(("active", "near_gpu"), check.flag),
+}
+_SEEN: dict[str, check.Check] = {
+    "gpus": check.list_of(check.built(SeenGpu, _GPU)),
+    "nvlinks": _links,
+    "adapters": check.list_of(check.built(Adapter, _PORT)),
+    "cores": check.count,
+    "missing": check.list_of(check.text),
+}
 
 
 def look(say: Say | None = None, sys_root: Path = Path("/sys"), cores: int | None = None) -> Seen:
