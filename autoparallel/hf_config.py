@@ -257,6 +257,10 @@ def _deepseek_v3(c: _Config) -> _Fields:
     )
 
 
+def _deepseek_v2(c: _Config) -> _Fields:
+    return _deepseek_v3(c) | {"moe_router_bias": False, "mtp_num_layers": 0}
+
+
 def _gpt_oss(c: _Config) -> _Fields:
     c.must_be("attention_bias", True)
     fields = _decoder(c) | _experts(c, "num_local_experts", "intermediate_size")
@@ -351,6 +355,7 @@ _READERS: dict[str, Callable[[_Config], _Fields]] = {
     "Qwen2ForCausalLM": _qwen2,
     "Qwen3ForCausalLM": _qwen3,
     "Qwen3MoeForCausalLM": _qwen3_moe,
+    "DeepseekV2ForCausalLM": _deepseek_v2,
     "DeepseekV3ForCausalLM": _deepseek_v3,
     "GptOssForCausalLM": _gpt_oss,
     "GPT2LMHeadModel": _gpt2,
@@ -365,6 +370,7 @@ _BY_TYPE = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "gpt2": "GPT2LMHeadModel",

@@ -182,7 +182,7 @@ def test_nothing_to_borrow_leaves_priors(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("constants: {gemm_efficiency: 1.5}", ("gemm_efficiency", "1.5", "0.4 to 0.97")),
+        ("constants: {gemm_efficiency: 1.5}", ("gemm_efficiency", "1.5", "0.4 to 1.15")),
         ("constants: {gemm_efficiency: {value: 0.1}}", ("gemm_efficiency", "0.1", "bounds")),
         ("constants: {gemm_efficency: 0.5}", ("gemm_efficency", "did you mean 'gemm_efficiency'")),
         ("constants: {gemm_efficiency: fast}", ("gemm_efficiency", "not a number")),

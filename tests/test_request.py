@@ -306,7 +306,7 @@ def test_a_bad_override_is_a_message(own_dir, override, words, monkeypatch):
         ({"precision": "fp8", "cluster": "dgx-a100-80gb"}, ("fp8", "a100-sxm-80gb", "bf16")),
         ({"objective": "cost"}, ("'cost_usd'",)),
         ({"objective": "cost_usd"}, ("price", "dgx-h100", "cluster.usd_per_gpu_hour")),
-        ({"gpu": "l40s-48gb"}, ("l40s-48gb", "in no cluster", "--cluster")),
+        ({"gpu": "h100-nvl-94gb"}, ("h100-nvl-94gb", "in no cluster", "--cluster")),
         ({"model": "gpt-17b"}, ("gpt-17b", "'gpt-175b'")),
         ({"cluster": "../../etc/passwd"}, ("passwd",)),
         ({"config_dir": "/nowhere/at/all"}, ("config_dir", "not a folder")),

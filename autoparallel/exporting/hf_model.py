@@ -83,7 +83,15 @@ def _is_qwen2(m: Model) -> bool:
 
 
 def _is_deepseek(m: Model) -> bool:
-    experts = bool(m.num_moe_experts and m.moe_router_bias)
+    return _is_latent(m) and m.moe_router_bias
+
+
+def _is_deepseek_v2(m: Model) -> bool:
+    return _is_latent(m) and not m.moe_router_bias and not m.mtp_num_layers
+
+
+def _is_latent(m: Model) -> bool:
+    experts = bool(m.num_moe_experts)
     whole = experts and m.moe_shared_expert_intermediate_size % m.moe_ffn_hidden_size == 0
     return _is_gated_decoder(m) and whole and bool(m.kv_lora_rank)
 
@@ -163,6 +171,12 @@ def _deepseek(m: Model, positions: int) -> _Fields:
     }
 
 
+def _deepseek_v2(m: Model, positions: int) -> _Fields:
+    fields = _deepseek(m, positions) | {"norm_topk_prob": False, "topk_method": "greedy"}
+    del fields["num_nextn_predict_layers"]
+    return fields
+
+
 def _gpt_oss(m: Model, positions: int) -> _Fields:
     windowed = round(m.window_layers_fraction * 2) == 1
     kinds = ["sliding_attention", "full_attention"] if windowed else ["full_attention"]
@@ -203,6 +217,7 @@ _FAMILIES: tuple[tuple[Callable[[Model], bool], str, str, Callable[[Model, int],
     (_is_mixtral, "mixtral", "MixtralForCausalLM", _mixtral),
     (_is_qwen3_moe, "qwen3_moe", "Qwen3MoeForCausalLM", _qwen3_moe),
     (_is_deepseek, "deepseek_v3", "DeepseekV3ForCausalLM", _deepseek),
+    (_is_deepseek_v2, "deepseek_v2", "DeepseekV2ForCausalLM", _deepseek_v2),
     (_is_gpt_oss, "gpt_oss", "GptOssForCausalLM", _gpt_oss),
     (_is_gpt2, "gpt2", "GPT2LMHeadModel", _gpt2),
     (_is_nemotron, "nemotron", "NemotronForCausalLM", _nemotron),
