@@ -101,7 +101,7 @@ class Machine:
     inter_bytes_per_s: Num
     inter_latency_s: Num
     reached_share: Num = 1.0
-    """Share of its dense bf16 peak that the best matrix product anyone measured reaches."""
+    """Share of its dense 16-bit peak that the best matrix product anyone measured reaches."""
     inter_is_measured: Num = 0.0
     """1 where the fabric bandwidth is a bus bandwidth measured in the job, not a nominal one."""
 
