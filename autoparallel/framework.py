@@ -15,7 +15,7 @@ from typing import Any
 
 from autoparallel import catalog
 from autoparallel.errors import CatalogError, nearest, shown
-from autoparallel.layout import Layout
+from autoparallel.layout import OVERLAPS, Layout
 from autoparallel.strict_yaml import Rule, catalog_error, read_fields, submapping, text_list
 from autoparallel.units import Num
 
@@ -153,7 +153,7 @@ def framework(name: str, config_dir: Path | None = None) -> Framework:
         name=name,
         aliases=text_list(data, "aliases", where),
         exporters=text_list(data, "exporters", where),
-        own_overlaps=text_list(data, "own_overlaps", where),
+        own_overlaps=_own_overlaps(data, where),
         traits=Traits(**read_fields(traits, _TRAITS, required=(), where=f"{where}.traits")),
         eras=_eras(data, where),
         era_traits=_era_traits(data, where),
@@ -178,11 +178,23 @@ def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
 
 def _era_traits(values: Mapping[str, object], where: str) -> dict[str, dict[str, float]]:
     """Family -> trait -> value."""
-    block = submapping(values, "era_traits", where)
+    block, place = submapping(values, "era_traits", where), f"{where}.era_traits"
+    families = set(submapping(values, "eras", where).values())
     found = {}
     for family in block:
-        traits = submapping(block, family, f"{where}.era_traits")
-        found[family] = read_fields(traits, _TRAITS, required=(), where=f"{where}.{family}")
+        if family not in families:
+            raise catalog_error(place, family, "is no family of its eras", "add it to eras")
+        traits = submapping(block, family, place)
+        found[family] = read_fields(traits, _TRAITS, required=(), where=f"{place}.{family}")
+    return found
+
+
+def _own_overlaps(values: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """Overlap switches that all runs have on."""
+    found = text_list(values, "own_overlaps", where)
+    if unknown := [word for word in found if word not in OVERLAPS]:
+        hint = nearest(unknown[0], OVERLAPS)
+        raise catalog_error(f"{where}.own_overlaps", unknown[0], "is no overlap switch", hint)
     return found
 
 

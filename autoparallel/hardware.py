@@ -36,6 +36,12 @@ class Gpu:
     measured_matmul_flops_per_s: float = 0.0
     source: str = ""
 
+    @property
+    def half_flops_per_s(self) -> float:
+        """Dense peak in 16 bit: of bf16, of fp16 on a GPU without it."""
+        peaks = self.peak_flops_per_s
+        return peaks.get("bf16", peaks.get("fp16", 0.0))
+
     def with_arithmetic(self, factor: float) -> Gpu:
         """The same GPU with `factor` times its arithmetic, nominal and measured."""
         return replace(
@@ -101,7 +107,7 @@ class Machine:
     inter_bytes_per_s: Num
     inter_latency_s: Num
     reached_share: Num = 1.0
-    """Share of its dense bf16 peak that the best matrix product anyone measured reaches."""
+    """Share of its dense 16-bit peak that the best matrix product anyone measured reaches."""
     inter_is_measured: Num = 0.0
     """1 where the fabric bandwidth is a bus bandwidth measured in the job, not a nominal one."""
 
@@ -118,7 +124,7 @@ def machine(cluster: Cluster, precision: str) -> Machine:
     precision.
     """
     gpu = cluster.gpu
-    half = gpu.peak_flops_per_s.get("bf16", gpu.peak_flops_per_s.get("fp16", 0.0))
+    half = gpu.half_flops_per_s
     eight_bit = gpu.peak_flops_per_s.get("fp8", half)
     peak = half if precision in ("bf16", "fp16") else eight_bit
     return Machine(

@@ -141,3 +141,14 @@ def test_an_unknown_trait_of_an_era_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CatalogError, match=r"nemo-early.*gather_buffers"):
         framework("mine", written(tmp_path, text))
+
+
+def test_traits_of_an_era_that_is_none_are_refused(tmp_path: Path) -> None:
+    text = "constants: nemo\neras: {old: nemo-early}\nera_traits: {nemo-erly: {dropout: 1}}\n"
+    with pytest.raises(CatalogError, match=r"era_traits.*nemo-erly.*eras"):
+        framework("mine", written(tmp_path, text))
+
+
+def test_an_unknown_overlap_of_its_own_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"own_overlaps.*tpp.*tp"):
+        framework("mine", written(tmp_path, "constants: nemo\nown_overlaps: [tpp]\n"))

@@ -176,6 +176,22 @@ def test_overrides_change_entries_in_their_own_units_and_say_so(own_dir):
     assert request.seq_length == 4096
 
 
+def test_another_peak_is_reached_as_far_as_the_one_measured(own_dir):
+    def gpu(*overrides):
+        return request_of(own_dir, overrides=list(overrides)).cluster.gpu
+
+    plain = gpu()
+    best = plain.measured_matmul_flops_per_s
+    assert best > 0
+    peak = 2 * plain.peak_flops_per_s["bf16"] / 1e12
+    twice = gpu(f"gpu.peak_tflops.bf16={peak}")
+    assert twice.measured_matmul_flops_per_s == pytest.approx(2 * best)
+    own = gpu(f"gpu.peak_tflops.bf16={peak}", "gpu.measured_matmul_tflops=600")
+    assert own.measured_matmul_flops_per_s == pytest.approx(600e12)
+    assert gpu("gpu.memory_gib=90").measured_matmul_flops_per_s == best
+    assert gpu("gpu.measured_matmul_tflops=0").measured_matmul_flops_per_s == 0
+
+
 def test_names_are_picked_by_override_as_by_flag(own_dir):
     by_flag = request_of(own_dir, cluster="dgx-a100-80gb", framework="megatron-core")
     by_override = request_of(

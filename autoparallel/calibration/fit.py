@@ -31,7 +31,7 @@ GROUP_WEIGHT_CAP = 25.0
 class Data:
     """Measured runs ready to fit: a case, and of every row [N] seconds, split group and doubt.
 
-    A row that its source's collectors found odd (`suspect`) is scored but teaches nothing.
+    A row that looks odd (`suspect`) is scored but teaches nothing of time.
     """
 
     case: Case

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.calibration.fit import Column
+from autoparallel.calibration.fit import GROUP_WEIGHT_CAP, Column
 from autoparallel.constants import NORMAL_90, Constants, MemoryConstants
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory, memory_of_stage
@@ -25,8 +25,6 @@ GUESSED_VOCABULARY_SHARE = 0.1
 VOCABULARY_SIGMA = 0.4
 """Standard deviation of the log of an unstated vocabulary: most have 32,000 to 152,000 tokens."""
 VOCABULARY_STEP = 1.25
-GROUP_WEIGHT_CAP = 25.0
-"""Rows after which a split group gains no further weight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

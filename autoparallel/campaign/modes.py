@@ -7,7 +7,7 @@ world: its compute and memory are real, communication and bubble are the cost mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoparallel.errors import bad_value
@@ -129,9 +129,6 @@ def _shallower(model: Model, times: int) -> Model:
     layers = max(model.num_layers // times, 1)
     dense = min(model.moe_first_dense_layers, max(layers - 1, 0))
     return replace(model, num_layers=layers, moe_first_dense_layers=dense)
-
-
-Combine = Callable[[Sequence[Result]], Result]
 
 
 def combined(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def infer_verb(
-    overrides: flag.Overrides = None,
+    overrides: common.OverridesArgument = None,
     model: common.ModelFlag = None,
     gpus: flag.GpusFlag = None,
     cluster: common.ClusterFlag = None,
@@ -47,7 +47,7 @@ def infer_verb(
     allow: common.AllowFlag = None,
     top: flag.TopFlag = 10,
     json: common.JsonFlag = False,
-    out: flag.OutFlag = None,
+    out: common.OutFlag = None,
     saved: common.FromFlag = None,
     config_dir: common.ConfigDirFlag = None,
     profiles_dir: common.ProfilesDirFlag = None,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")]
 GpusFlag = Annotated[
     str | None,
     typer.Option("--gpus", help="Number of GPUs, or auto: the fewest.", metavar="N|auto"),
@@ -103,4 +102,3 @@ FromPlanFlag = Annotated[
     typer.Option("--from-plan", help="Model and cluster of a training run.", metavar="RUN"),
 ]
 TopFlag = Annotated[int, typer.Option("--top", help="Deployments to list.", metavar="N")]
-OutFlag = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from autoparallel.sweep import Axes, Limits, SweepResult
 
 T = TypeVar("T")
-ValuesFlag = str | None
 
 
 def _values(help_text: str, flag: str) -> Any:

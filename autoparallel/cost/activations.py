@@ -23,8 +23,6 @@ from autoparallel.units import Num
 SCORE_GRADIENTS = 0.8
 """Gradients of softmax and its input over what is kept of them: 4 of 5 bytes a score. Fused kernels
 write in place."""
-
-
 FUSED_SCORE_TEMPORARIES, PLAIN_SCORE_TEMPORARIES = 4.0, 8.0
 """Bytes a score that the forward of unfused attention allocates and frees: product and softmax, in
 half precision with a fused softmax; plain torch has the softmax in fp32 and casts it."""

@@ -85,9 +85,9 @@ def gemm_s(
 ) -> Num:
     """One GEMM [m, k] x [k, n]; `narrow` GEMMs run in the layout's precision, others in bf16.
 
-    Peak times e k / (k + k0) w / (w + w0): short inner dimensions do not fill a tile's pipeline,
-    few waves w of tiles do not fill the GPU. k0 is measured on isolated products, e and w0 inside a
-    step. `ramp_waves` is w0, a dense layer's when None.
+    The best rate known of the GPU times e k / (k + k0) w / (w + w0): short inner dimensions do not
+    fill a tile's pipeline, few waves w of tiles do not fill the GPU. k0 is measured on isolated
+    products, e and w0 inside a step. `ramp_waves` is w0, a dense layer's when None.
     """
     c, machine = case.constants, case.machine
     cast = is_narrow(case) if narrow else False

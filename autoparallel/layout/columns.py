@@ -28,9 +28,8 @@ from autoparallel.units import Num
 class Knobs:
     """Layouts as columns: one float64 scalar or [N] array a knob, for `rules` and `cost`.
 
-    Categories are codes into the tuples of `words` (`schedule` into `SCHEDULES`,
-    ...);
-    sets are bit masks in the order of `RECOMPUTE_MODULES` and `OVERLAPS`. `stages` is an index into
+    Categories are codes into the tuples of `words` (`schedule` into `SCHEDULES`, ...); sets are bit
+    masks in the order of `RECOMPUTE_MODULES` and `OVERLAPS`. `stages` is an index into
     `stage_table`, whose entry 0 is the even split.
     """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autoparallel import catalog
 from autoparallel.catalog_schema import cluster_record, gpu_record, model_record
 from autoparallel.errors import ConfigError, bad_value, nearest, shown
-from autoparallel.hardware import Cluster
+from autoparallel.hardware import Cluster, Gpu
 from autoparallel.model import Model
 from autoparallel.request.compose import (
     ENTRIES,
@@ -275,9 +275,18 @@ def cluster_of(
     named = str(values.get("gpu")) if values else plain.gpu.name
     gpu = catalog.gpu(chosen.get("gpu") or named, config_dir)
     if "gpu" in config:
-        gpu = gpu_record(gpu.name, mapping_of(config, "gpu"))
+        gpu = _with_its_share(gpu_record(gpu.name, mapping_of(config, "gpu")), gpu)
     content = values or dict(catalog.entry("cluster", chosen["cluster"], config_dir))
     return cluster_record(plain.name, content, gpu)
+
+
+def _with_its_share(changed: Gpu, plain: Gpu) -> Gpu:
+    """A GPU that overrides changed: of another peak its best product reaches the same share."""
+    best = plain.measured_matmul_flops_per_s
+    if changed.measured_matmul_flops_per_s != best:
+        return changed
+    more = changed.half_flops_per_s / plain.half_flops_per_s
+    return replace(changed, measured_matmul_flops_per_s=best * more)
 
 
 def _workload(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Gemm = tuple[str, int, int, int]
-"""Precision, m, n, k."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
