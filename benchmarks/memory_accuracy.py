@@ -32,7 +32,7 @@ MEASURED = ROOT / "benchmarks" / "measured" / "training.csv"
 WAYS: dict[str, Callable[[Reading], str]] = {
     "split group": lambda r: r.run.split_group,
     "GPU generation": lambda r: r.cluster.gpu.generation,
-    "framework": lambda r: r.framework.name,
+    "framework": lambda r: r.framework.constants,
 }
 """What is left out as a whole."""
 KINDS = {

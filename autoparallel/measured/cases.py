@@ -69,10 +69,17 @@ class Reading:
     @property
     def family(self) -> str:
         """Which calibrated constants it is scored with: framework family and GPU generation."""
-        intra = self.run.measured_allreduce_busbw_intra_gbps
-        slow = bool(intra) and float(intra or 0) < HEALTHY_INTRA_ALLREDUCE_GBPS
+        slow = links_share(self.run, self.cluster) < 1
         kind = (self.framework.slow_nodes if slow else "") or self.software
         return f"{kind}-{self.cluster.gpu.generation}"
+
+
+def links_share(run: MeasuredRun, cluster: Cluster) -> float:
+    """Speed of a node's own links as measured in the job, over a healthy node's; 1 if unknown."""
+    intra = run.measured_allreduce_busbw_intra_gbps
+    if not intra or cluster.gpu.generation != "hopper":
+        return 1.0
+    return min(1.0, intra / HEALTHY_INTRA_ALLREDUCE_GBPS)
 
 
 def software(run: MeasuredRun, framework: Framework) -> str:
@@ -344,10 +351,9 @@ def row_cluster(run: MeasuredRun, config_dir: Path | None = None) -> Cluster:
 def _row_machine(reading: Reading) -> Machine:
     run = reading.run
     base = machine(reading.cluster, reading.layout.precision)
-    inter, intra = run.measured_allreduce_busbw_inter_gbps, run.measured_allreduce_busbw_intra_gbps
-    if intra:
-        share = min(1.0, intra / HEALTHY_INTRA_ALLREDUCE_GBPS)
-        base = replace(base, intra_bytes_per_s=base.intra_bytes_per_s * share)
+    inter = run.measured_allreduce_busbw_inter_gbps
+    share = links_share(run, reading.cluster)
+    base = replace(base, intra_bytes_per_s=base.intra_bytes_per_s * share)
     if inter and run.num_gpus > reading.cluster.nvlink_domain_gpus:
         per_gpu = inter * 1e9 / reading.cluster.gpus_per_node
         base = replace(base, inter_bytes_per_s=per_gpu, inter_is_measured=1.0)
@@ -367,7 +373,7 @@ def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
         changes |= {"fp32_logits_copies": 0.0, "half_logits_copies": 2.0}
     if words.meant(run.recompute, ("per-op",), words.RECOMPUTATIONS) == "per-op":
         changes["per_op_recompute"] = 1.0
-    if run.compiled == 0:
+    if run.compiled == 0 and framework.constants == "fsdp":
         changes["fused_kernels"] = UNCOMPILED
     if run.kernels in ("torch", "flash_attention2", "flash_attentionv1.0.8", "local"):
         changes["fused_kernels"] = 0.0

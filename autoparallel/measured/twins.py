@@ -41,6 +41,8 @@ def with_details(stated: Model, known: Model) -> Model:
     """`stated` with what its catalog twin `known` says beyond a row's columns."""
     whole = stated.num_layers == known.num_layers
     names = OF_EVERY_LAYER + (OF_THE_WHOLE if whole else ())
+    if not stated.num_moe_experts:
+        names = tuple(name for name in names if not name.startswith("moe_"))
     return replace(stated, **{name: getattr(known, name) for name in names})
 
 

@@ -113,6 +113,7 @@ def test_nodes_whose_links_measure_slow_are_a_family_of_their_own(intra, family)
     )
     assert read(run).family == f"{family}-hopper"
     assert read(replace(run, framework="Megatron-LM")).family == "megatron-hopper"
+    assert read(replace(run, gpu="a100-sxm-80gb")).family == "nanotron-ampere"
 
 
 def test_vpp_without_a_schedule_is_interleaved():

@@ -83,6 +83,11 @@ def test_another_width_or_name_is_another_model(other):
     assert found is None or other == {"model": "70"}
 
 
+def test_a_row_without_experts_stays_dense():
+    dense = replace(DEEPSEEK, num_moe_experts=None, moe_router_topk=None, ffn_hidden_size=18432)
+    assert read(dense).model.moe_shared_expert_intermediate_size == 0
+
+
 def test_what_a_row_does_not_state_comes_from_its_twin():
     assert read(LLAMA).model.vocab_size == 128_256
     assert read(replace(LLAMA, vocab_size=32_000)).model.vocab_size == 32_000
