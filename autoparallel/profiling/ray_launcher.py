@@ -356,9 +356,13 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def _read_settings(ray: Any) -> None:
-    """Make Ray's client look at the variables again, which it reads when it is imported."""
+    """Make Ray's client look at the variables again, which it reads when it is imported.
+
+    And at its token: a Ray started later in this process has another one.
+    """
     with contextlib.suppress(AttributeError):
         ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _imported() -> Any:

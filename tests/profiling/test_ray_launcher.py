@@ -70,3 +70,15 @@ def test_what_a_call_says_of_a_head_that_has_gone_is_not_the_cause(head):
 
     with pytest.raises(ClusterGoneError):
         Calls(Head(address))(call)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_another_ray_starts_after_a_launchers_own_in_the_same_process():
+    ray = pytest.importorskip("ray")
+    RayLauncher(ranks=1).close()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        assert ray.cluster_resources()["CPU"] > 0
+    finally:
+        ray.shutdown()
