@@ -235,10 +235,9 @@ def calibrate(
         fits[str(family)] = own
     shared = {r.family for r in rows.readings} - fits.keys()
     fits |= {family: fits[time_family(family)] for family in sorted(shared)}
-    unseen = unseen_errors(rows, left_out, fits) if left_out else None
-    return {
-        name: _calibration(rows, left_out, unseen, name, f, source) for name, f in fits.items()
-    }, fits
+    if left_out:
+        left_out = replace(left_out, log_errors=unseen_errors(rows, left_out, fits))
+    return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
 
 
 def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Column:
@@ -248,11 +247,10 @@ def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Col
     by a relative then, which says too much, and by its own fit too little, even times how much more
     other families err unseen than seen: there it is the geometric mean of the two.
     """
-    seen, errors = np.zeros(len(rows.readings)), left_out.log_errors.copy()
+    seen, errors = errors_of(rows, fits), left_out.log_errors.copy()
     alone = np.zeros(len(rows.readings), dtype=bool)
     for family in np.unique(rows.families):
         at = rows.families == family
-        seen[at] = log_error(rows.at(at), fits[str(family)].constants)
         alone[at] = len(np.unique(rows.data.groups[at])) == 1
     groups = np.unique(rows.data.groups[~alone])
     if not len(groups):
@@ -268,20 +266,13 @@ def _size(errors: Column, rows: Rows, group: str) -> float:
 
 
 def _calibration(
-    rows: Rows,
-    left_out: LeftOut | None,
-    unseen: Column | None,
-    name: str,
-    own: Fit,
-    source: str,
+    rows: Rows, left_out: LeftOut | None, name: str, own: Fit, source: str
 ) -> Calibration:
     mine = rows_of(rows, name)
     return Calibration(
         family=name,
         constants=own.constants,
-        spread=Spread()
-        if left_out is None or unseen is None
-        else _spread(rows, left_out.step, unseen, mine),
+        spread=_spread(rows, left_out, mine) if left_out else Spread(),
         state="measured",
         rows=int(mine.sum()),
         measured_names=tuple(
@@ -301,17 +292,17 @@ def _width(family: str, name: str) -> float:
     return GLOBAL_WIDTH if family == EVERYTHING else OWN_WIDTH.get(name, FAMILY_WIDTH)
 
 
-def _spread(rows: Rows, left_out_step: StepTime, unseen: Column, mine: Mask) -> Spread:
+def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
     index = np.flatnonzero(mine)
-    step = gathered(left_out_step, index)
-    errors = unseen[index]
+    step = gathered(left_out.step, index)
+    errors = left_out.log_errors[index]
     search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()
     return fit_spread(step, errors, weights, layout_spread(errors, search_groups))
 
 
-def errors_of(rows: Rows, calibrations: Mapping[str, Calibration]) -> Column:
-    """log(predicted / measured) of every run under its family's calibration."""
+def errors_of(rows: Rows, calibrations: Mapping[str, Calibration] | Mapping[str, Fit]) -> Column:
+    """log(predicted / measured) of every run under its family's constants."""
     errors = np.zeros(len(rows.readings))
     for family in np.unique(rows.families):
         at = rows.families == family
