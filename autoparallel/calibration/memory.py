@@ -84,15 +84,21 @@ def fit_memory(
     start = np.clip(at_prior, low + 1e-6, high - 1e-6)
     width = np.array([prior_width * PRIOR_WIDTH_FACTOR.get(n, 1.0) for n in names])
 
-    def residuals(x: Column) -> Column:
-        pull = (x - start) / width
-        return np.concatenate([_residuals(data, _at(names, np.exp(x) - floor, prior)), pull])
+    def fitted_with(sigma: float) -> MemoryConstants:
+        base = replace(prior, error_sigma=sigma)
 
-    found = least_squares(
-        residuals, start, bounds=(low, high), diff_step=DIFFERENCE_STEP, max_nfev=60
-    )
-    fitted = _at(names, np.exp(found.x) - floor, prior)
-    return replace(fitted, error_sigma=_deviation(data, fitted))
+        def residuals(x: Column) -> Column:
+            pull = (x - start) / width
+            return np.concatenate([_residuals(data, _at(names, np.exp(x) - floor, base)), pull])
+
+        found = least_squares(
+            residuals, start, bounds=(low, high), diff_step=DIFFERENCE_STEP, max_nfev=60
+        )
+        fitted = _at(names, np.exp(found.x) - floor, base)
+        return replace(fitted, error_sigma=_deviation(data, fitted))
+
+    fitted = fitted_with(float(prior.error_sigma))
+    return fitted_with(float(fitted.error_sigma)) if data.out_of_memory.any() else fitted
 
 
 def _at(names: Sequence[str], x: Column, base: MemoryConstants) -> MemoryConstants:

@@ -33,8 +33,6 @@ FAMILY_ONLY: Mapping[str, Mapping[str, float]] = {
         "launch_s_per_layer": 4.5e-3,
         "launch_tp_factor": 0.01,
         "hop_latency_s": 40e-6,
-        "dp_exposed": 0.2,
-        "shard_exposed": 1.0,
     },
     "nanotron-slow-nodes": {"hop_latency_s": 20e-6, "launch_tp_factor": 0.7},
 }

@@ -84,7 +84,7 @@ def layer_activations(case: Case) -> LayerActivations:
     f_e = m.f_e / k.etp
     plain = 1.0 - traits.fused_kernels
     norms = 2 + 4 * flag(np.asarray(m.norm) < 2)
-    residual = c.residual_copies + traits.residual_copies + plain * norms
+    residual = c.residual_copies + plain * norms
     gate = traits.stores_gate * (m.k - 2)
     gathered = traits.keeps_gathered * flag(np.asarray(k.sp) > 0) * (1 - 1 / t)
     packed = traits.packed_qkv * flag(np.asarray(m.g) == m.a) * kv * (m.d_qk + m.d_v)

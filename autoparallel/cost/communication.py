@@ -26,7 +26,8 @@ class Group:
         ranks: Members.
         per_domain: Members behind the same fast links.
         bandwidth_bytes_per_s: Bus bandwidth of a ring through all of them, per rank and direction.
-        latency_s: Time of one collective of no bytes.
+        latency_s: Time of one ring collective of no bytes.
+        tree_latency_s: The same through a tree, up and down.
         crosses: 1 where the group leaves the fast domain.
     """
 
@@ -34,6 +35,7 @@ class Group:
     per_domain: Num
     bandwidth_bytes_per_s: Num
     latency_s: Num
+    tree_latency_s: Num
     crosses: Num
 
 
@@ -51,12 +53,16 @@ def group(case: Case, ranks: Num, stride: Num) -> Group:
     crosses: Num = np.asarray(domains > 1, dtype=np.float64)
     intra = machine.intra_bytes_per_s * c.intra_bandwidth
     inter = inter_bytes_per_s(case) * per_domain
-    hops = machine.intra_latency_s * (per_domain - 1) + c.hop_latency_s * (ranks - 1) * crosses
+    several = np.asarray(ranks) > 1
+    wait_s = c.collective_latency_s * waited(ranks)
+    inside_s = machine.intra_latency_s * (per_domain - 1)
+    depth = 2 * np.log2(domains)
     return Group(
         ranks=ranks,
         per_domain=per_domain,
         bandwidth_bytes_per_s=np.where(crosses > 0, np.minimum(inter, intra), intra),
-        latency_s=(c.collective_latency_s * waited(ranks) + hops) * (np.asarray(ranks) > 1),
+        latency_s=(wait_s + inside_s + c.hop_latency_s * (ranks - 1) * crosses) * several,
+        tree_latency_s=(wait_s + inside_s + c.hop_latency_s * depth) * several,
         crosses=crosses,
     )
 

@@ -332,7 +332,7 @@ def gradient_s(case: Case) -> Num:
 def bucketed_s(case: Case, message_bytes: Num, group: comm.Group) -> Num:
     """A reduction that is sent in buckets of the framework's size."""
     more = np.maximum(message_bytes / case.traits.bucket_bytes - 1, 0.0)
-    return comm.all_gather_s(message_bytes, group, case) + more * group.latency_s
+    return comm.all_gather_s(message_bytes, group, case) + more * group.tree_latency_s
 
 
 HOST_LINK_BYTES_PER_S = 25e9
