@@ -69,14 +69,28 @@ def fit_memory(
 ) -> MemoryConstants:
     """The constants `names` that best explain peaks and labels; then the deviation that is left.
 
+    Labels weigh by how near they are to the limit, measured in deviations. Where they are all there
+    is, the deviation they show takes the prior's place in a second fit.
+
     Args:
         data: Measured rows of one family.
         prior: Where constants start, what they are pulled to, and the value of those not fitted.
         prior_width: Standard deviation of a constant's log around its prior.
         names: Constants to fit; those of `RARE` only where many peaks show them.
     """
-    if (np.isfinite(data.peak_bytes) & data.teaches).sum() < RARE_PEAKS:
+    peaks = (np.isfinite(data.peak_bytes) & data.teaches).sum()
+    if peaks < RARE_PEAKS:
         names = [n for n in names if n not in RARE]
+    found = _fit(data, prior, prior_width, names)
+    if peaks < MIN_PEAKS and data.out_of_memory.any():
+        at_labels = replace(prior, error_sigma=found.error_sigma)
+        return _fit(data, at_labels, prior_width, names)
+    return found
+
+
+def _fit(
+    data: MemoryData, prior: MemoryConstants, prior_width: float, names: Sequence[str]
+) -> MemoryConstants:
     floor = np.array([LOG_FLOOR * memory_bounds(n)[1] for n in names])
     low = np.log(floor + [memory_bounds(n)[0] for n in names])
     high = np.log(floor + [memory_bounds(n)[1] for n in names])
@@ -84,21 +98,15 @@ def fit_memory(
     start = np.clip(at_prior, low + 1e-6, high - 1e-6)
     width = np.array([prior_width * PRIOR_WIDTH_FACTOR.get(n, 1.0) for n in names])
 
-    def fitted_with(sigma: float) -> MemoryConstants:
-        base = replace(prior, error_sigma=sigma)
+    def residuals(x: Column) -> Column:
+        pull = (x - start) / width
+        return np.concatenate([_residuals(data, _at(names, np.exp(x) - floor, prior)), pull])
 
-        def residuals(x: Column) -> Column:
-            pull = (x - start) / width
-            return np.concatenate([_residuals(data, _at(names, np.exp(x) - floor, base)), pull])
-
-        found = least_squares(
-            residuals, start, bounds=(low, high), diff_step=DIFFERENCE_STEP, max_nfev=60
-        )
-        fitted = _at(names, np.exp(found.x) - floor, base)
-        return replace(fitted, error_sigma=_deviation(data, fitted))
-
-    fitted = fitted_with(float(prior.error_sigma))
-    return fitted_with(float(fitted.error_sigma)) if data.out_of_memory.any() else fitted
+    found = least_squares(
+        residuals, start, bounds=(low, high), diff_step=DIFFERENCE_STEP, max_nfev=60
+    )
+    fitted = _at(names, np.exp(found.x) - floor, prior)
+    return replace(fitted, error_sigma=_deviation(data, fitted))
 
 
 def _at(names: Sequence[str], x: Column, base: MemoryConstants) -> MemoryConstants:

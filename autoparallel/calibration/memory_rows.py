@@ -14,6 +14,7 @@ from autoparallel.calibration.fit import GROUP_WEIGHT_CAP, Column
 from autoparallel.constants import NORMAL_90, Constants, MemoryConstants
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory, memory_of_stage
+from autoparallel.layout import Knobs
 from autoparallel.measured import cases, words
 from autoparallel.measured.cases import Reading
 from autoparallel.measured.rows import MeasuredRun
@@ -37,6 +38,7 @@ class MemoryData:
         rank: Where it was measured: on the `first` or `last` rank, or the `max` over ranks.
         out_of_memory: Whether the run failed for want of memory.
         recompute_stated: Whether the row says what it recomputes.
+        sharding_stated: Whether the row says its ZeRO stage, or its framework shards unasked.
         teaches: Whether the row may be fitted: not where a guessed vocabulary is much of the model,
             or where experts come on top of the guess.
     """
@@ -48,6 +50,7 @@ class MemoryData:
     out_of_memory: NDArray[np.bool_]
     vocabulary_stated: NDArray[np.bool_]
     recompute_stated: NDArray[np.bool_]
+    sharding_stated: NDArray[np.bool_]
     teaches: NDArray[np.bool_]
     groups: NDArray[np.str_]
 
@@ -68,6 +71,7 @@ class MemoryData:
             out_of_memory=self.out_of_memory[rows],
             vocabulary_stated=self.vocabulary_stated[rows],
             recompute_stated=self.recompute_stated[rows],
+            sharding_stated=self.sharding_stated[rows],
             teaches=self.teaches[rows],
             groups=self.groups[rows],
         )
@@ -88,6 +92,9 @@ def memory_data(readings: Sequence[Reading]) -> MemoryData:
         out_of_memory=np.array([bool(x.out_of_memory) for x in runs]),
         vocabulary_stated=stated,
         recompute_stated=np.array([bool(x.recompute) for x in runs]),
+        sharding_stated=np.array(
+            [r.run.zero_stage is not None or r.layout.zero_stage > 0 for r in readings]
+        ),
         teaches=stated
         | (known | (vocabulary < GUESSED_VOCABULARY_SHARE)) & (np.asarray(case.model.E) == 0),
         groups=np.array([x.split_group for x in runs]),
@@ -185,19 +192,26 @@ def _vocabulary_share(data: MemoryData, bytes_: Column, constants: MemoryConstan
 def _fits(data: MemoryData, fullest: Memory, constants: MemoryConstants) -> Column:
     """P(fits) of every row on its own GPU.
 
-    What a row does not say of recomputation was chosen by whoever ran it, so that it fits: there it
-    is what it is with every layer recomputed.
+    What a row does not say of recomputation and of sharding was chosen by whoever ran it, so that
+    it fits: there it is what it is with every layer recomputed and the optimizer sharded.
     """
     capacity = data.case.machine.memory_bytes
     fits = np.asarray(fits_probability(fullest, capacity, constants))
-    if data.recompute_stated.all():
+    stated = data.recompute_stated & data.sharding_stated
+    if stated.all():
         return fits
-    case = replace(data.case, memory=constants)
-    every = replace(
-        case.knobs,
-        granularity=np.full(len(fits), 2.0),
-        method=np.zeros(len(fits)),
-        recompute_layers=np.ones(len(fits)),
+    case = replace(data.case, memory=constants, knobs=_least(data))
+    least = np.asarray(fits_probability(memory(case), capacity, constants))
+    return np.where(stated, fits, np.maximum(fits, least))
+
+
+def _least(data: MemoryData) -> Knobs:
+    """The layouts with what rows leave unsaid chosen to need the least memory."""
+    k, free = data.case.knobs, ~data.recompute_stated
+    return replace(
+        k,
+        granularity=np.where(free, 2.0, k.granularity),
+        method=np.where(free, 0.0, k.method),
+        recompute_layers=np.where(free, 1.0, k.recompute_layers),
+        zero=np.where(data.sharding_stated, k.zero, np.maximum(k.zero, 1.0)),
     )
-    least = np.asarray(fits_probability(memory(replace(case, knobs=every)), capacity, constants))
-    return np.where(data.recompute_stated, fits, np.maximum(fits, least))
