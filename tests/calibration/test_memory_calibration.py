@@ -145,6 +145,35 @@ def test_what_a_row_leaves_open_of_recomputation_was_chosen_to_fit():
     assert said.bytes[0] == silent.bytes[0]
 
 
+def test_what_a_row_leaves_open_of_sharding_was_chosen_to_fit():
+    big = replace(RUN, framework="Megatron-DeepSpeed", recompute="full")
+    whole, silent, sharded = (
+        forecast(memory_data([read(replace(big, zero_stage=stage))]), MemoryConstants())
+        for stage in (0, None, 1)
+    )
+    assert whole.fits[0] < 0.5 < silent.fits[0] == sharded.fits[0]
+    assert whole.bytes[0] == silent.bytes[0] > sharded.bytes[0]
+
+
+def test_a_framework_that_shards_unasked_leaves_nothing_open():
+    said, silent = (read(replace(RUN, zero_stage=stage)) for stage in (1, None))
+    assert silent.layout.zero_stage == 1
+    assert memory_data([said, silent]).sharding_stated.all()
+
+
+def test_labels_alone_teach_the_same_whatever_deviation_the_prior_has():
+    sizes = [replace(RUN, micro_batch_size=m, split_group="") for m in range(1, 7)] * 8
+    needed = predicted(memory_data([read(r) for r in sizes]), TRUE)[1]
+    room = memory_data([read(RUN)]).case.machine.memory_bytes - needed.context_bytes
+    failed = np.ravel(needed.needed_bytes > room)
+    assert 0 < failed.sum() < len(failed)
+    runs = [replace(r, out_of_memory=int(f)) for r, f in zip(sizes, failed, strict=True)]
+    data = memory_data([read(r) for r in runs])
+    sure, unsure = (fit_memory(data, MemoryConstants(error_sigma=s)) for s in (0.06, 0.3))
+    assert sure.fragmentation == pytest.approx(unsure.fragmentation, rel=1e-3)
+    assert ((forecast(data, unsure).fits < 0.5) == failed).all()
+
+
 def test_an_interval_is_wider_by_a_guessed_vocabulary():
     def width(run):
         found = forecast(memory_data([read(run)]), MemoryConstants())

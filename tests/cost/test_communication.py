@@ -136,6 +136,22 @@ def test_latency_grows_with_the_ring() -> None:
     assert latency[-1] > latency[3]
 
 
+@pytest.mark.parametrize("stride", [1.0, 8.0])
+def test_a_tree_is_as_deep_as_the_logarithm_of_the_domains(stride: float) -> None:
+    slow = replace(OF, constants=replace(OF.constants, hop_latency_s=1.0))
+    groups = [comm.group(slow, n * 8 / stride, stride) for n in (1.0, 2.0, 4.0, 32.0)]
+    depths = [float(np.ravel(g.tree_latency_s)[0]) for g in groups]
+    assert depths == pytest.approx([0.0, 2.0, 4.0, 10.0], abs=0.02)
+
+
+def test_a_tree_inside_a_domain_is_its_ring_and_outside_no_slower() -> None:
+    for n in POWERS:
+        found = comm.group(OF, float(n), 1.0)
+        assert np.all(np.asarray(found.tree_latency_s) <= np.asarray(found.latency_s) + 1e-12)
+    inside = comm.group(OF, 8.0, 1.0)
+    assert np.ravel(inside.tree_latency_s) == pytest.approx(np.ravel(inside.latency_s))
+
+
 def test_a_measured_fabric_is_taken_at_its_word() -> None:
     assert comm.inter_bytes_per_s(OF) < OF.machine.inter_bytes_per_s
     measured = replace(OF, machine=replace(OF.machine, inter_is_measured=1.0))
