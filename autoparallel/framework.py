@@ -36,6 +36,7 @@ class Traits:
         fp32_logits_copies: fp32 copies of the logits alive at the loss (fused cross entropy:
             fewer).
         half_logits_copies: The same in half precision.
+        earlier_logits_copies: fp32 logits that live on from one micro-batch to the next.
         step_gradient_bytes: What an optimizer copies of the gradients for its step, per parameter,
             and the allocator keeps.
         fp8_weight_bytes: Bytes of a parameter's fp8 copies beside its half-precision weight, under
@@ -66,6 +67,7 @@ class Traits:
     per_op_recompute: Num = 0.0
     fp32_logits_copies: Num = 1.0
     half_logits_copies: Num = 1.0
+    earlier_logits_copies: Num = 0.0
     step_gradient_bytes: Num = 0.0
     logits_sharded: Num = 1.0
     fp8_weight_bytes: Num = 2.0

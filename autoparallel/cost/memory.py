@@ -52,7 +52,9 @@ class Memory:
     context_bytes: Num
     fragmentation_bytes: Num
     held_bytes: Num
-    """Freed, but in use by a communication stream; given back when memory runs short."""
+    """Freed, but in use by a communication stream, and kept while there is room."""
+    late_bytes: Num = 0.0
+    """What of that would not be given back in time where there is none: no part of the total."""
 
     @property
     def allocated_bytes(self) -> Num:
@@ -80,6 +82,10 @@ class Memory:
     def total_bytes(self) -> Num:
         """What the device has in use: the sum of all parts."""
         return self.reserved_bytes + self.context_bytes
+
+
+PARTS = tuple(f.name for f in fields(Memory) if f.name != "late_bytes")
+"""The causes that add up to the total."""
 
 
 def memory(case: Case) -> Memory:
@@ -191,28 +197,34 @@ def _of_stage(case: Case, position: str, shared: _Shared, rank: Num | None = Non
         + cached_score_bytes(case) * stage.head,
         held_bytes=0.0 * saved,
     )
-    return replace(found, held_bytes=_held(case, found, stage.layers, alive))
+    wanted = streamed_bytes(case, stage.layers, alive)
+    room = HELD_LIMIT * np.asarray(case.machine.memory_bytes) - found.total_bytes
+    late = (np.asarray(k.micro_batches) > 1) & (np.asarray(case.traits.gather_buffers) == 0)
+    return replace(
+        found,
+        held_bytes=np.minimum(wanted, np.maximum(room, 0.0)),
+        late_bytes=np.where(late, wanted, 0.0),
+    )
 
 
-def _held(case: Case, found: Memory, layers: Num, alive: Num) -> Num:
+def streamed_bytes(case: Case, layers: Num, alive: Num) -> Num:
     """Full-length tensors of sequence-parallel layers that a communication stream still uses.
 
     The host runs ahead of the GPU by a bounded number of kernels, and what was freed meanwhile
     cannot be handed out again. Without a buffer for gathered inputs these are two a layer of every
     micro-batch and of the next; with one, the two outputs a layer before they are scattered, of
-    forward passes that follow each other. The allocator asks for it back when memory runs short.
+    forward passes that follow each other. The allocator asks for it back when memory runs short:
+    in vain while micro-batches follow each other and every gathered input is allocated anew.
     """
     if not np.any(case.memory.held_tensors):
-        return found.held_bytes
+        return 0.0 * alive
     k = case.knobs
     anew = np.where(np.asarray(k.micro_batches) > 1, 2.0, 1.0) * alive
     in_a_row = np.maximum(alive - 2, 0.0)
     passes = np.where(np.asarray(case.traits.gather_buffers) > 0, in_a_row, anew)
     count = np.minimum(2 * layers / k.vpp * passes, case.memory.held_tensors)
     parted = np.where(np.asarray(k.sp) > 0, 1 - 1 / k.tp, 0.0)
-    wanted = count * HALF_BYTES * tokens(case) * case.model.h * parted
-    room = HELD_LIMIT * np.asarray(case.machine.memory_bytes) - found.total_bytes
-    return np.minimum(wanted, np.maximum(room, 0.0))
+    return count * HALF_BYTES * tokens(case) * case.model.h * parted
 
 
 @per_combination
@@ -234,5 +246,6 @@ def fits_probability(memory: Memory, capacity_bytes: Num, constants: MemoryConst
     is approximated by a logistic curve.
     """
     room = np.maximum(np.asarray(capacity_bytes) - memory.context_bytes, 1.0)
-    z = np.log(room / memory.needed_bytes) / constants.error_sigma
+    needed = memory.needed_bytes + memory.late_bytes
+    z = np.log(room / needed) / constants.error_sigma
     return 1 / (1 + np.exp(np.clip(-LOGISTIC_SLOPE * z, -60.0, 60.0)))

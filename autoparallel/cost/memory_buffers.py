@@ -29,7 +29,8 @@ def logits_bytes(case: Case) -> Num:
     split = np.where(sharded, k.tp, 1.0)
     joined = GATHERED_LOGITS * flag(np.asarray(k.tp) > 1) * np.where(sharded, 0.0, 1.0)
     half = HALF_BYTES * (traits.half_logits_copies + joined)
-    each = half + 4.0 * traits.fp32_logits_copies * case.memory.logits_copies
+    earlier = traits.earlier_logits_copies * flag(np.asarray(k.micro_batches) > 1)
+    each = half + 4.0 * (traits.fp32_logits_copies + earlier) * case.memory.logits_copies
     head_input = 2 * HALF_BYTES * T * m.h / sequence_shards(case)
     return (1 + m.mtp) * (T * padded_vocabulary(case) / split * each + head_input)
 

@@ -27,4 +27,4 @@ def rank_bars(run: TrainingRun, layout: Layout) -> tuple[Bar, ...]:
 
 
 def _plain(used: Memory) -> dict[str, float]:
-    return {f.name: float(np.asarray(getattr(used, f.name)).reshape(-1)[0]) for f in fields(Memory)}
+    return {name: float(np.asarray(getattr(used, name)).reshape(-1)[0]) for name in PARTS}
