@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
-from autoparallel.cost.memory import Memory, memory_of_rank
+from autoparallel.cost.memory import PARTS, Memory, memory_of_rank
 from autoparallel.layout import Layout
 from autoparallel.reporting.breakdown import Bar
 from autoparallel.reporting.run import TrainingRun
