@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
 from autoparallel.cost.distinct import Coded, Index, coded, combinations
-from autoparallel.layout import KNOB_FIELDS, Knobs, Product
+from autoparallel.layout import FEATURES, KNOB_FIELDS, Knobs, Product
 from autoparallel.units import Num
 
 Result = TypeVar("Result")
@@ -88,7 +88,9 @@ class Rows(Knobs):
     """Rows of other knobs: a column is taken, and noted as read, when it is first asked for."""
 
     def __init__(self, whole: Knobs, index: Index) -> None:
-        self.__dict__.update(_whole=whole, _index=index, stage_table=whole.stage_table)
+        self.__dict__.update(
+            _whole=whole, _index=index, _features={}, stage_table=whole.stage_table
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name not in _NAMES:
@@ -97,10 +99,17 @@ class Rows(Knobs):
         self.__dict__[name] = column
         return column
 
+    def feature(self, name: str) -> Num:
+        """The entry `name` of `FEATURES`: noted as read in the place of its knob."""
+        if name not in self._features:
+            self._features[name] = gathered(self._whole.feature(name), self._index)
+        found: Num = self._features[name]
+        return found
+
     @property
     def read(self) -> frozenset[str]:
-        """Names of the columns that were asked for."""
-        return _NAMES & self.__dict__.keys()
+        """Names of the columns and features that were asked for."""
+        return frozenset((_NAMES & self.__dict__.keys()) | self._features.keys())
 
 
 class Shared:
@@ -123,6 +132,46 @@ class Shared:
         return gathered(self._few, self._own[index])
 
 
+class Assembled:
+    """A record that is made of others, when something of it is asked for."""
+
+    def __init__(self, made: Callable[..., Any], *sources: Any) -> None:
+        self._made, self._sources, self._whole = made, sources, None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._whole is None:
+            self._whole = self._made(*self._sources)
+        return getattr(self._whole, name)
+
+    def at(self, index: Index) -> Assembled:
+        """The rows at `index`, left for later."""
+        return Assembled(self._made, *(later(source, index) for source in self._sources))
+
+    def taken(self, index: Index | NDArray[np.bool_]) -> Any:
+        """The record itself with the rows at `index`."""
+        return self._made(*(gathered(source, index) for source in self._sources))
+
+
+def assembled(made: Callable[..., Result], *sources: Any) -> Result:
+    """`made` of the sources: at once, or when asked for where one of them is kept for later."""
+    kept = (part for x in sources for part in (x if isinstance(x, tuple) else (x,)))
+    if any(isinstance(part, Shared | Assembled) for part in kept):
+        postponed: Any = Assembled(made, *sources)
+        return cast("Result", postponed)
+    return made(*sources)
+
+
+def later(record: Any, index: Index) -> Any:
+    """Rows of a record, left for later where it is kept so."""
+    if isinstance(record, tuple):
+        return tuple(later(part, index) for part in record)
+    if isinstance(record, Shared | Assembled):
+        return record.at(index)
+    return gathered(record, index)
+
+
 def _shared(result: Any, own: Index) -> Any:
     """`result` for every row: columns gathered, records left for later."""
     if isinstance(result, tuple):
@@ -134,7 +183,7 @@ def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
     """A column, or a record or tuple of columns, taken at `index`; scalars stay scalars."""
     if isinstance(result, np.ndarray):
         return result[index] if result.ndim else result
-    if isinstance(result, Shared):
+    if isinstance(result, Shared | Assembled):
         return result.taken(index)
     if isinstance(result, tuple):
         return tuple(gathered(part, index) for part in result)
@@ -157,13 +206,14 @@ def numbered(knobs: Knobs, names: Iterable[str], known: dict[str, Coded]) -> lis
     """
     wanted = set(names)
     if not isinstance(knobs, Product):
-        return _numbered_columns({n: getattr(knobs, n) for n in sorted(wanted)}, known)
+        columns = {n: knobs.feature(n) if n in FEATURES else getattr(knobs, n) for n in wanted}
+        return _numbered_columns(dict(sorted(columns.items())), known)
     found = []
     for part in knobs.parts:
-        if own := wanted & part.choices.columns.keys():
+        if own := part.choices.own(wanted):
             code, count = part.choices.codes(frozenset(own))
             if count > 1:
-                found.append(Coded(codes=code.take(part.index), count=count))
+                found.append(Coded(codes=code, count=count, rows=part.index))
     return found
 
 

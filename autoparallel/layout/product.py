@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.layout.columns import KNOB_FIELDS, Knobs, overlap_on, recomputed
+from autoparallel.layout.columns import FEATURES, KNOB_FIELDS, Knobs, recomputed
 from autoparallel.units import Num
 
 Column = NDArray[np.float64]
@@ -32,6 +32,21 @@ class Choices:
         self.columns = dict(columns)
         self.rows = len(next(iter(self.columns.values())))
         self._codes: dict[frozenset[str], tuple[Index, int]] = {}
+        self._features: dict[str, Column] = {}
+
+    def values(self, name: str) -> Column:
+        """A knob of every row, or a feature of one."""
+        if name in self.columns:
+            return self.columns[name]
+        if name not in self._features:
+            of = FEATURES[name]
+            self._features[name] = np.asarray(of.value(self.columns[of.knob]))
+        return self._features[name]
+
+    def own(self, names: set[str]) -> set[str]:
+        """Which of some knobs and features this table decides."""
+        knobs = self.columns.keys()
+        return {n for n in names if (FEATURES[n].knob if n in FEATURES else n) in knobs}
 
     def take(self, rows: Index) -> Choices:
         """Some of the choices."""
@@ -42,7 +57,7 @@ class Choices:
         if names not in self._codes:
             code, count = np.zeros(self.rows, dtype=np.intp), 1
             for name in sorted(names):
-                values, own = np.unique(self.columns[name], return_inverse=True)
+                values, own = np.unique(self.values(name), return_inverse=True)
                 keys, code = np.unique(code * len(values) + own, return_inverse=True)
                 count = len(keys)
             self._codes[names] = code, count
@@ -145,9 +160,13 @@ class Product(Knobs):
             "granularity",
         )
 
-    def overlaps(self, name: str) -> Num:
-        """1 where the overlap switch `name` is on."""
-        return self._of_one_part(lambda mask: overlap_on(mask, name), "overlap")
+    def feature(self, name: str) -> Num:
+        """The entry `name` of `FEATURES`: noted as read in the place of its knob."""
+        if (part := self._part_of.get(FEATURES[name].knob)) is None:
+            return super().feature(name)
+        self._note((name,))
+        found: Num = part.spread(part.choices.values(name))
+        return found
 
     def _of_one_part(self, formula: Callable[..., Any], *names: str) -> Num:
         """`formula` of some knobs: on the table where one holds them all, else on their columns."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory
 from autoparallel.cost.step import StepTime
-from autoparallel.cost.unique import Shared, gathered
+from autoparallel.cost.unique import gathered, later
 from autoparallel.layout import KNOB_FIELDS, Knobs, Product
 from autoparallel.ranking.evaluation import Evaluate, Scores
 from autoparallel.ranking.sample import largest_stratum, stratified
@@ -182,12 +182,9 @@ def _table(knobs: Knobs, scores: Scores, index: NDArray[np.intp]) -> Table:
 
 
 def _looked_up(scores: Scores, index: NDArray[np.intp]) -> Scores:
-    def later(record: Any) -> Any:
-        return record.at(index) if isinstance(record, Shared) else gathered(record, index)
-
     return Scores(
-        step=later(scores.step),
-        memory=later(scores.memory),
+        step=later(scores.step, index),
+        memory=later(scores.memory, index),
         iteration_s=scores.iteration_s[index],
         memory_bytes=scores.memory_bytes[index],
         fits_probability=scores.fits_probability[index],

@@ -113,7 +113,8 @@ def test_what_is_read_of_a_part_is_read_of_the_whole() -> None:
     _ = inner.dp
     assert of.read >= {"tp", "pp", "cp"}
     _ = inner.module("mlp"), inner.overlaps("grad")
-    assert of.read >= {"modules", "granularity", "overlap"}
+    assert of.read >= {"modules", "granularity", "overlap.grad"}
+    assert "overlap" not in of.read, "other switches do not matter"
     assert np.isnan(inner.ep), "an axis that is not chosen yet"
     with pytest.raises(AttributeError):
         _ = inner.no_knob
