@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
-from autoparallel.cost.distinct import Coded, Index, coded, combinations
 from autoparallel.layout import FEATURES, KNOB_FIELDS, Knobs, Product
+from autoparallel.layout.distinct import Coded, Index, coded, combinations
 from autoparallel.units import Num
 
 Result = TypeVar("Result")
@@ -199,22 +199,15 @@ def _coded(case: Case, names: set[str]) -> list[Coded]:
     return numbered(case.knobs, names, case.codes) + _numbered_columns(columns, case.codes)
 
 
-def numbered(knobs: Knobs, names: Iterable[str], known: dict[str, Coded]) -> list[Coded]:
+def numbered(knobs: Knobs, names: Collection[str], known: dict[str, Coded]) -> list[Coded]:
     """The values of some knobs numbered: of a product part by part, else a column each.
 
     `known` are columns that are numbered already; new ones are added.
     """
-    wanted = set(names)
-    if not isinstance(knobs, Product):
-        columns = {n: knobs.feature(n) if n in FEATURES else getattr(knobs, n) for n in wanted}
-        return _numbered_columns(dict(sorted(columns.items())), known)
-    found = []
-    for part in knobs.parts:
-        if own := part.choices.own(wanted):
-            code, count = part.choices.codes(frozenset(own))
-            if count > 1:
-                found.append(Coded(codes=code, count=count, rows=part.index))
-    return found
+    if isinstance(knobs, Product):
+        return knobs.coded(names)
+    columns = {n: knobs.feature(n) if n in FEATURES else getattr(knobs, n) for n in names}
+    return _numbered_columns(dict(sorted(columns.items())), known)
 
 
 def _numbered_columns(columns: dict[str, Num], known: dict[str, Coded]) -> list[Coded]:

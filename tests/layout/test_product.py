@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel.layout import (
@@ -60,6 +60,7 @@ def assert_same(of: Product, knobs: Knobs) -> None:
         np.testing.assert_array_equal(whole(of.overlaps(name), of.size), knobs.overlaps(name))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_a_product_is_its_columns(rows: int, seed: int) -> None:
     of = a_product(rows, seed)
