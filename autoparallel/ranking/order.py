@@ -67,7 +67,7 @@ def ranked(blocks: Iterable[Knobs], evaluate: Evaluate, objective: str, keep: in
         kept = _merged(kept, part, objective, keep)
     return Ranked(
         best=_trimmed(kept.best, objective, keep) if kept.feasible else None,
-        sample=joined([_thinned(kept.sample).table], objective) if kept.sample else None,
+        sample=_of_sample(kept.sample, objective) if kept.sample else None,
         nearest_miss=kept.miss,
         evaluated=kept.evaluated,
         feasible=kept.feasible,
@@ -223,6 +223,13 @@ def _thinned(samples: Sequence[_Sample]) -> _Sample:
     tables = [sample.table for sample in samples]
     rows = np.sort(stratified([t.knobs for t in tables], SAMPLED, luck=luck))
     return _Sample(table=_rows(tables, rows), luck=luck.take(rows))
+
+
+def _of_sample(samples: Sequence[_Sample], objective: str) -> Table:
+    """What a sample has in the end, best first."""
+    if sum(sample.table.size for sample in samples) > SAMPLED:
+        samples = [_thinned(samples)]
+    return joined([sample.table for sample in samples], objective)
 
 
 def joined(tables: Sequence[Table], objective: str) -> Table:
