@@ -283,12 +283,10 @@ def _adds_up(total: str, value: float | None, name: str, parts: Mapping[str, flo
 
 def _line(entry: PlanEntry) -> str:
     """An entry for a reader: rank, layout, and the figures it has."""
-    found = (
-        (entry.iteration_s, lambda seconds: f"{seconds:.4g} s"),
-        (entry.memory_bytes, lambda used: f"{used / GIB:.1f} GiB"),
-        (entry.fits_probability, lambda share: f"P(fits) {share:.2f}"),
-    )
-    figures = ", ".join(text(value) for value, text in found if value is not None)
+    figures = ""
+    if entry.iteration_s is not None and entry.memory_bytes is not None:
+        figures = f"{entry.iteration_s:.4g} s, {entry.memory_bytes / GIB:.1f} GiB"
+        figures += f", P(fits) {entry.fits_probability or 0:.2f}"
     return f"  {entry.rank or '-'}  {entry.layout}: {figures or 'not legal'}"
 
 
