@@ -221,7 +221,7 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
     found = better_with_fewer(request, seconds, solved)
     if found is None:
         return []
-    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes} nodes"
+    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
     text = (
         f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {nodes} spare: "
         f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
@@ -247,7 +247,8 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     request = where.request
     fewer = [screen.plain(line) for line in _fewer(request, None)]
     if result.nearest_miss is None:
-        return "\n  ".join([_nothing_legal(plan, where), *fewer, *_would_fit(where, fewer)])
+        batches = [] if fewer else _other_batch(plan, where)
+        return "\n  ".join([_nothing_legal(plan, where), *fewer, *batches])
     lines = _shortfall(plan, where, result.nearest_miss)
     found = [line for r in first_working(remedies(request), solved) for line in _remedy(r)]
     found = found or [
@@ -272,12 +273,13 @@ def _nothing_legal(plan: Plan, where: Setting) -> str:
     )
 
 
-def _would_fit(where: Setting, fewer: list[str]) -> list[str]:
-    """The nearest global batch that has a layout, unless the number of GPUs is what is odd."""
+def _other_batch(plan: Plan, where: Setting) -> list[str]:
+    """The nearest global batch that has a layout, if the batch left out most of the meshes."""
     from autoparallel.planning import solved
     from autoparallel.ranking.rescue import first_working, lawful
 
-    if fewer:
+    meshed = plan.considered - plan.pruned.get("world", 0)
+    if 2 * plan.pruned.get("batch", 0) < meshed:
         return []
     found = first_working(lawful(where.request), solved)
     return [line for remedy in found for line in _remedy(remedy)]
