@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from autoparallel.constants import Constants, MemoryConstants
 from autoparallel.cost.activations import layer_activations, saved_layer_bytes
 from autoparallel.cost.case import Case
-from autoparallel.cost.memory import STAGES, Memory, fits_probability, memory, memory_of_stage
+from autoparallel.cost.memory import (
+    STAGES,
+    Memory,
+    fits_probability,
+    memory,
+    memory_of_stage,
+    peak_bytes,
+)
 from autoparallel.cost.memory_buffers import logits_bytes
 from autoparallel.cost.memory_states import static_bytes
 from autoparallel.cost.partition import RankParameters, rank_parameters
@@ -462,3 +469,27 @@ def test_layer_of_deepseek_v3_by_tensor() -> None:
         (x.mlp_inner, 0),
     ):
         assert float(np.ravel(tensor)[0]) == pytest.approx(size)
+
+
+@pytest.mark.parametrize("held", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "tp1 pp1 mbs1 zero3",
+        "tp2 pp2 mbs4 sp zero1 recompute=full/uniform/1",
+        "tp4 pp4 vpp2 mbs2 sp zero2",
+        "tp8 pp8 mbs8 sp zero1 offload=opt1",
+    ],
+)
+def test_the_peak_is_the_memory_of_the_fullest_stage(layout: str, held: float) -> None:
+    a_case = replace(case(layout), memory=MemoryConstants(held_tensors=held))
+    used, (needed, beyond, context) = memory(a_case), peak_bytes(a_case)
+    for found, parts in (
+        (needed, used.needed_bytes),
+        (beyond, used.held_bytes),
+        (context, used.context_bytes),
+    ):
+        np.testing.assert_allclose(found, parts, rtol=1e-12)
+    pp = int(np.max(a_case.knobs.pp))
+    stages = [memory_of_stage(a_case, s) for s in (STAGES[:1], STAGES[::2], STAGES)[min(pp, 3) - 1]]
+    assert float(np.max(used.total_bytes)) == max(float(np.max(s.total_bytes)) for s in stages)
