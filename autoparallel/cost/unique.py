@@ -125,7 +125,7 @@ class Shared:
 
     def at(self, index: Index) -> Shared:
         """The rows at `index`, left for later."""
-        return Shared(self._few, self._own[index])
+        return Shared(self._few, self._own.take(index))
 
     def taken(self, index: Index | NDArray[np.bool_]) -> Any:
         """The record itself with the rows at `index`."""
@@ -182,7 +182,9 @@ def _shared(result: Any, own: Index) -> Any:
 def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
     """A column, or a record or tuple of columns, taken at `index`; scalars stay scalars."""
     if isinstance(result, np.ndarray):
-        return result[index] if result.ndim else result
+        if not result.ndim:
+            return result
+        return result[index] if index.dtype == bool else result.take(index, axis=0)
     if isinstance(result, Shared | Assembled):
         return result.taken(index)
     if isinstance(result, tuple):
