@@ -19,6 +19,7 @@ from autoparallel.constants import FITS
 from autoparallel.envelope import Envelope, envelope_values, read_envelope
 from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.layout import Layout
+from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,12 +202,17 @@ class PlanEntry:
         return {name: check.plain(name, value) for name, value in entry.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan(Envelope):
     """A ranked short list of layouts with what was asked and what was left out."""
 
     kind: str = "training"
     entries: tuple[PlanEntry, ...]
+
+    def __repr__(self) -> str:
+        """The short list, a line a layout."""
+        head = f"<Plan: {self.feasible:,} of {self.considered:,} layouts fit"
+        return "\n".join((head, *(_line(entry) for entry in self.entries))) + ">"
 
     @property
     def figures(self) -> Any:
@@ -273,6 +279,15 @@ def _adds_up(total: str, value: float | None, name: str, parts: Mapping[str, flo
     found = math.fsum(parts.values())
     if not math.isclose(found, value, rel_tol=_SUM_TOLERANCE, abs_tol=1e-12):
         raise AutoparallelError(f"{name}: parts add up to {found!r}, but {total} is {value!r}")
+
+
+def _line(entry: PlanEntry) -> str:
+    """An entry for a reader: rank, layout, and the figures it has."""
+    figures = ""
+    if entry.iteration_s is not None and entry.memory_bytes is not None:
+        figures = f"{entry.iteration_s:.4g} s, {entry.memory_bytes / GIB:.1f} GiB"
+        figures += f", P(fits) {entry.fits_probability or 0:.2f}"
+    return f"  {entry.rank or '-'}  {entry.layout}: {figures or 'not legal'}"
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:

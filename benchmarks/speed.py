@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,7 @@ def measured(model: str, gpus: int, space: str, cores: int, most: float) -> dict
     where = setting(request)
     found = candidates_of(request, where)
     stop = wall + most
-    blocks = (block for block in found if time.perf_counter() < stop)
+    blocks = takewhile(lambda _: time.perf_counter() < stop, found)
     result = ranked(blocks, cost_model(where), request.objective)
     return {
         "considered": found.considered,

@@ -639,3 +639,12 @@ def test_the_schema_refuses_what_the_reader_refuses(tmp_path: Path, name: str, v
     except ConfigError:
         read = False
     assert read == (check(data, schema("search")) == [])
+
+
+def test_a_plan_shows_itself_a_line_a_layout() -> None:
+    figures = ("iteration_s", "memory_bytes", "fits_probability", "parts", "memory_parts")
+    unknown = replace(ENTRY, rank=None, layout=Layout(), **dict.fromkeys(figures))
+    shown = repr(replace(PLAN, entries=(ENTRY, unknown))).splitlines()
+    assert shown[0] == f"<Plan: {PLAN.feasible:,} of {PLAN.considered:,} layouts fit"
+    assert shown[1].startswith(f"  1  {ENTRY.layout}: {ENTRY.iteration_s:.4g} s, ")
+    assert shown[2] == f"  -  {Layout()}: not legal>"

@@ -329,6 +329,10 @@ def test_a_plain_layout_is_legal():
     assert broken(MOE_OK, model=MOE) == set()
 
 
+def test_stages_that_do_not_divide_the_gpus_are_said_once():
+    assert {"world", "expert_world"} & broken("tp2 pp6 mbs1 sp zero1") == {"world"}
+
+
 @pytest.mark.parametrize(
     ("name", "allowed", "bad", "good"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import sys
@@ -15,6 +16,8 @@ import typer
 from autoparallel.errors import AutoparallelError, nearest
 
 BAD_INPUT, OWN_ERROR, INTERRUPTED = 2, 70, 130
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 _UsageError: Any = next(
     base for base in reversed(typer.BadParameter.__mro__) if hasattr(base, "format_message")
@@ -50,6 +53,10 @@ def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             complain(f"file: {str(error.filename)!r} cannot be used: {error.strerror}")
+            return BAD_INPUT
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            _drop_stdout()
+            complain(f"output: cannot be written ({error.strerror}); send it elsewhere")
             return BAD_INPUT
         return _crashed(error, arguments)
 

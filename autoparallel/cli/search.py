@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated
     from autoparallel.layout import Layout
     from autoparallel.plan import Estimate, Plan
-    from autoparallel.ranking import Ranked, Setting
+    from autoparallel.ranking import Ranked, Setting, Table
+    from autoparallel.ranking.rescue import Remedy
     from autoparallel.request import TrainingRequest
 
 EVERY_FRAMEWORK = "all"
@@ -220,7 +221,7 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
     found = better_with_fewer(request, seconds, solved)
     if found is None:
         return []
-    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes} nodes"
+    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
     text = (
         f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {nodes} spare: "
         f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
@@ -240,41 +241,73 @@ def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
 
 def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     """What stands in the way, with numbers, and the nearest request that has an answer."""
-    from autoparallel.planning import candidates_of, solved
-    from autoparallel.ranking.rescue import first_working, shortfall
-    from autoparallel.reporting.wording import part_name, time_text
-    from autoparallel.rules import binding
-    from autoparallel.units import GIB
+    from autoparallel.planning import solved
+    from autoparallel.ranking.rescue import first_working, remedies
 
     request = where.request
-    fewer = "\n".join(screen.plain(line) for line in _fewer(request, None))
+    fewer = [screen.plain(line) for line in _fewer(request, None)]
     if result.nearest_miss is None:
-        rule = binding(plan.pruned)
-        found = candidates_of(request, where)
-        for _ in found:  # a walk remembers an example of every rule
-            pass
-        return (
-            f"plan: none of {plan.considered:,} layouts is legal; those that came furthest break "
-            f"the rule {rule!r}: {found.example(rule)}" + (f"\n  {fewer}" if fewer else "")
-        )
-    miss = shortfall(where, result.nearest_miss)
+        batches = [] if fewer else _other_batch(plan, where)
+        return "\n  ".join([_nothing_legal(plan, where), *fewer, *batches])
+    lines = _shortfall(plan, where, result.nearest_miss)
+    found = [line for r in first_working(remedies(request), solved) for line in _remedy(r)]
+    found = found or [
+        "more GPUs, GPUs with more memory and the optimizer on the host were tried and do not "
+        "fit either; take a smaller model, sequence or another space"
+    ]
+    return "\n  ".join([*lines, *found, *fewer])
+
+
+def _nothing_legal(plan: Plan, where: Setting) -> str:
+    """The rule in the way, with an example."""
+    from autoparallel.planning import candidates_of
+    from autoparallel.rules import binding
+
+    rule = binding(plan.pruned)
+    found = candidates_of(where.request, where)
+    for _ in found:  # a walk remembers an example of every rule
+        pass
+    return (
+        f"plan: none of {plan.considered:,} layouts is legal; those that came furthest break "
+        f"the rule {rule!r}: {found.example(rule)}"
+    )
+
+
+def _other_batch(plan: Plan, where: Setting) -> list[str]:
+    """The nearest global batch that has a layout, if the batch left out most of the meshes."""
+    from autoparallel.planning import solved
+    from autoparallel.ranking.rescue import first_working, lawful
+
+    meshed = plan.considered - plan.pruned.get("world", 0)
+    if 2 * plan.pruned.get("batch", 0) < meshed:
+        return []
+    found = first_working(lawful(where.request), solved)
+    return [line for remedy in found for line in _remedy(remedy)]
+
+
+def _shortfall(plan: Plan, where: Setting, nearest: Table) -> list[str]:
+    """What the layout that comes closest to fitting lacks."""
+    from autoparallel.ranking.rescue import shortfall
+    from autoparallel.reporting.wording import part_name
+    from autoparallel.units import GIB
+
+    miss = shortfall(where, nearest)
     part, size = miss.largest
-    lines = [
+    return [
         f"plan: none of {plan.evaluated:,} legal layouts fits",
         f"closest: {miss.layout}",
         f"  needs {miss.memory_bytes / GIB:.1f} of {miss.capacity_bytes / GIB:.1f} GiB, "
         f"{miss.short_bytes / GIB:.1f} GiB too much; "
         f"most of it is {part_name(part, '_bytes')}, {size / GIB:.1f} GiB",
     ]
-    for r in first_working(request, solved):
-        lines += [
-            f"would fit: {r.flags}",
-            f"  {r.feasible:,} layouts, best {r.best}, {time_text(r.iteration_s)} a step",
-        ]
-    if len(lines) == 3:
-        lines.append(
-            "more GPUs, GPUs with more memory and the optimizer on the host were tried and do not "
-            "fit either; take a smaller model, sequence or another space"
-        )
-    lines += [fewer] if fewer else []
-    return "\n  ".join(lines)
+
+
+def _remedy(found: Remedy) -> list[str]:
+    """A changed request that has an answer, and the answer."""
+    from autoparallel.reporting.wording import time_text
+
+    seconds = time_text(found.iteration_s)
+    return [
+        f"would fit: {found.flags}",
+        f"  {found.feasible:,} layouts, best {found.best}, {seconds} a step",
+    ]

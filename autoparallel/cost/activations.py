@@ -73,7 +73,7 @@ def layer_activations(case: Case) -> LayerActivations:
     """
     m, k, traits, c = case.model, case.knobs, case.traits, case.memory
     T, t, S = tokens(case), k.tp, sequence_shards(case)
-    gemm_input = HALF_BYTES - is_fp8(case) * flag(np.asarray(k.zero) < 3)
+    gemm_input = HALF_BYTES - is_fp8(case) * (1 - k.sharded(3))
     moe = m.L_moe / m.L
     kv = np.maximum(m.g / t, 1.0)
     query, out = m.a * m.d_qk / t, m.a * m.d_v / t

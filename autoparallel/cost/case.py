@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from autoparallel.constants import Constants, MemoryConstants
-from autoparallel.cost.distinct import Coded
 from autoparallel.framework import Traits
 from autoparallel.hardware import Machine
 from autoparallel.layout import Knobs
+from autoparallel.layout.distinct import Coded
 from autoparallel.model import Shape
 from autoparallel.operators import Operators
 from autoparallel.units import Num

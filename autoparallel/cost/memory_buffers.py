@@ -35,11 +35,6 @@ def logits_bytes(case: Case) -> Num:
     return (1 + m.mtp) * (T * padded_vocabulary(case) / split * each + head_input)
 
 
-def buffers_bytes(case: Case, holds_vocabulary: Num) -> Num:
-    """Staging of messages, workspaces, and what ZeRO gathers."""
-    return staging_bytes(case) + unsharded_bytes(case, holds_vocabulary)
-
-
 @per_combination
 def staging_bytes(case: Case) -> Num:
     """Sequence-parallel inputs, pipeline and expert messages, CUDA graphs, workspaces."""
@@ -55,16 +50,15 @@ def staging_bytes(case: Case) -> Num:
     )
     graphs = 2 * message * rank_layers(case)
     graphs = graphs * flag(np.asarray(k.graph) > GRAPH_SCOPES.index("none"))
-    buckets = case.traits.shard_buffer_bytes * flag(np.asarray(k.zero) >= 1)
-    return c.workspace_bytes + buckets + p2p + gathered + experts + graphs
+    return c.workspace_bytes + p2p + gathered + experts + graphs
 
 
 def unsharded_bytes(case: Case, holds_vocabulary: Num) -> Num:
-    """ZeRO-3: units gathered in half precision, and one unit's whole gradient to be scattered."""
+    """ZeRO: buckets, gathered units in half precision, one unit's whole gradient to scatter."""
     k, layer = case.knobs, layer_parameters(case)
     vocabulary = embedding_parameters(case) * holds_vocabulary
     unit = np.maximum(layer.total, vocabulary)
     gathered = HALF_BYTES * (case.traits.unsharded_units * layer.total + vocabulary)
     gradient = (HALF_BYTES + k.grad_bytes) * unit
-    zero = np.asarray(k.zero)
-    return np.where(zero >= 3, gathered, 0.0) + np.where(zero >= 2, gradient, 0.0)
+    zero, buckets = np.asarray(k.zero), case.traits.shard_buffer_bytes * k.sharded(1)
+    return buckets + np.where(zero >= 3, gathered, 0.0) + np.where(zero >= 2, gradient, 0.0)

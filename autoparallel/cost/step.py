@@ -32,7 +32,7 @@ from autoparallel.cost.partition import (
     single_stage,
 )
 from autoparallel.cost.schedule import Stages, pipeline_time
-from autoparallel.cost.unique import per_combination
+from autoparallel.cost.unique import kept_per_combination, per_combination
 from autoparallel.profiles import Spread
 from autoparallel.units import Num
 
@@ -243,7 +243,7 @@ def fsdp_s(case: Case) -> Num:
     if np.any(case.model.E):
         gathered = comm.all_gather_s(params.expert * (2 * HALF_BYTES + grads), expert, case)
         total = total + gathered * np.where(np.asarray(case.model.E) > 0, 1.0, 0.0)
-    return total * np.where(np.asarray(case.knobs.zero) == 3, 1.0, 0.0)
+    return total * case.knobs.sharded(3)
 
 
 LAUNCHED = np.array([1.0, 0.6, 0.7, 0.7, 0.1])
@@ -387,23 +387,85 @@ def stages(case: Case, layer: LayerTime) -> Stages:
     )
 
 
-def step_time(case: Case) -> StepTime:
-    """Seconds of one step with their parts."""
-    k, c = case.knobs, case.constants
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Running:
+    """Seconds that the micro-batches of a step take, by cause, with nothing after them."""
+
+    compute_s: Num
+    recompute_s: Num
+    tp_comm_s: Num
+    cp_comm_s: Num
+    ep_comm_s: Num
+    gathered_s: Num
+    pp_comm_s: Num
+    bubble_s: Num
+    launch_s: Num
+
+    @property
+    def total_s(self) -> Num:
+        """All causes."""
+        parts: list[Num] = [getattr(self, f.name) for f in fields(self)]
+        return sum(parts, start=0.0)
+
+
+@kept_per_combination
+def running(case: Case) -> Running:
+    """Forward and backward of all micro-batches through the pipeline."""
     layer = layer_time(case)
     pipeline = pipeline_time(stages(case, layer))
-    layers_done = k.micro_batches * rank_layers(case)
+    layers_done = case.knobs.micro_batches * rank_layers(case)
     ends_s = pipeline.busy_s - layers_done * layer.total_s
-    reduced = gradient_s(case) * gradient_exposed(case)
-    return StepTime(
+    return Running(
         compute_s=layers_done * layer.compute_s + ends_s,
         recompute_s=layers_done * layer.recompute_s,
         tp_comm_s=layers_done * layer.tp_comm_s,
         cp_comm_s=layers_done * layer.cp_comm_s,
         ep_comm_s=layers_done * layer.ep_comm_s,
-        dp_comm_s=layers_done * layer.dp_comm_s + reduced,
+        gathered_s=layers_done * layer.dp_comm_s,
         pp_comm_s=pipeline.p2p_s,
-        bubble_s=pipeline.bubble_s * c.bubble,
-        optimizer_s=optimizer_s(case) + c.step_overhead_s,
+        bubble_s=pipeline.bubble_s * case.constants.bubble,
         launch_s=layers_done * layer.launch_s,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Update:
+    """Seconds of what follows the micro-batches: gradients that are waited for, the optimizer."""
+
+    reduced_s: Num
+    optimizer_s: Num
+
+    @property
+    def total_s(self) -> Num:
+        """Both."""
+        return self.reduced_s + self.optimizer_s
+
+
+@kept_per_combination
+def update(case: Case) -> Update:
+    """Exposed gradient reduction and optimizer step."""
+    return Update(
+        reduced_s=gradient_s(case) * gradient_exposed(case),
+        optimizer_s=optimizer_s(case) + case.constants.step_overhead_s,
+    )
+
+
+def step_of(ran: Running, then: Update) -> StepTime:
+    """The step that micro-batches and update make."""
+    return StepTime(
+        compute_s=ran.compute_s,
+        recompute_s=ran.recompute_s,
+        tp_comm_s=ran.tp_comm_s,
+        cp_comm_s=ran.cp_comm_s,
+        ep_comm_s=ran.ep_comm_s,
+        dp_comm_s=ran.gathered_s + then.reduced_s,
+        pp_comm_s=ran.pp_comm_s,
+        bubble_s=ran.bubble_s,
+        optimizer_s=then.optimizer_s,
+        launch_s=ran.launch_s,
+    )
+
+
+def step_time(case: Case) -> StepTime:
+    """Seconds of one step with their parts."""
+    return step_of(running(case), update(case))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
-from autoparallel.cost.distinct import Coded, Index, coded, combinations
-from autoparallel.layout import KNOB_FIELDS, Knobs, Product
+from autoparallel.layout import FEATURES, KNOB_FIELDS, Knobs, Product
+from autoparallel.layout.distinct import Coded, Index, coded, combinations
 from autoparallel.units import Num
 
 Result = TypeVar("Result")
@@ -88,7 +88,9 @@ class Rows(Knobs):
     """Rows of other knobs: a column is taken, and noted as read, when it is first asked for."""
 
     def __init__(self, whole: Knobs, index: Index) -> None:
-        self.__dict__.update(_whole=whole, _index=index, stage_table=whole.stage_table)
+        self.__dict__.update(
+            _whole=whole, _index=index, _features={}, stage_table=whole.stage_table
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name not in _NAMES:
@@ -97,10 +99,17 @@ class Rows(Knobs):
         self.__dict__[name] = column
         return column
 
+    def feature(self, name: str) -> Num:
+        """The entry `name` of `FEATURES`: noted as read in the place of its knob."""
+        if name not in self._features:
+            self._features[name] = gathered(self._whole.feature(name), self._index)
+        found: Num = self._features[name]
+        return found
+
     @property
     def read(self) -> frozenset[str]:
-        """Names of the columns that were asked for."""
-        return _NAMES & self.__dict__.keys()
+        """Names of the columns and features that were asked for."""
+        return frozenset((_NAMES & self.__dict__.keys()) | self._features.keys())
 
 
 class Shared:
@@ -116,11 +125,51 @@ class Shared:
 
     def at(self, index: Index) -> Shared:
         """The rows at `index`, left for later."""
-        return Shared(self._few, self._own[index])
+        return Shared(self._few, self._own.take(index))
 
     def taken(self, index: Index | NDArray[np.bool_]) -> Any:
         """The record itself with the rows at `index`."""
         return gathered(self._few, self._own[index])
+
+
+class Assembled:
+    """A record that is made of others, when something of it is asked for."""
+
+    def __init__(self, made: Callable[..., Any], *sources: Any) -> None:
+        self._made, self._sources, self._whole = made, sources, None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._whole is None:
+            self._whole = self._made(*self._sources)
+        return getattr(self._whole, name)
+
+    def at(self, index: Index) -> Assembled:
+        """The rows at `index`, left for later."""
+        return Assembled(self._made, *(later(source, index) for source in self._sources))
+
+    def taken(self, index: Index | NDArray[np.bool_]) -> Any:
+        """The record itself with the rows at `index`."""
+        return self._made(*(gathered(source, index) for source in self._sources))
+
+
+def assembled(made: Callable[..., Result], *sources: Any) -> Result:
+    """`made` of the sources: at once, or when asked for where one of them is kept for later."""
+    kept = (part for x in sources for part in (x if isinstance(x, tuple) else (x,)))
+    if any(isinstance(part, Shared | Assembled) for part in kept):
+        postponed: Any = Assembled(made, *sources)
+        return cast("Result", postponed)
+    return made(*sources)
+
+
+def later(record: Any, index: Index) -> Any:
+    """Rows of a record, left for later where it is kept so."""
+    if isinstance(record, tuple):
+        return tuple(later(part, index) for part in record)
+    if isinstance(record, Shared | Assembled):
+        return record.at(index)
+    return gathered(record, index)
 
 
 def _shared(result: Any, own: Index) -> Any:
@@ -133,8 +182,10 @@ def _shared(result: Any, own: Index) -> Any:
 def gathered(result: Any, index: Index | NDArray[np.bool_]) -> Any:
     """A column, or a record or tuple of columns, taken at `index`; scalars stay scalars."""
     if isinstance(result, np.ndarray):
-        return result[index] if result.ndim else result
-    if isinstance(result, Shared):
+        if not result.ndim:
+            return result
+        return result[index] if index.dtype == bool else result.take(index, axis=0)
+    if isinstance(result, Shared | Assembled):
         return result.taken(index)
     if isinstance(result, tuple):
         return tuple(gathered(part, index) for part in result)
@@ -150,21 +201,15 @@ def _coded(case: Case, names: set[str]) -> list[Coded]:
     return numbered(case.knobs, names, case.codes) + _numbered_columns(columns, case.codes)
 
 
-def numbered(knobs: Knobs, names: Iterable[str], known: dict[str, Coded]) -> list[Coded]:
+def numbered(knobs: Knobs, names: Collection[str], known: dict[str, Coded]) -> list[Coded]:
     """The values of some knobs numbered: of a product part by part, else a column each.
 
     `known` are columns that are numbered already; new ones are added.
     """
-    wanted = set(names)
-    if not isinstance(knobs, Product):
-        return _numbered_columns({n: getattr(knobs, n) for n in sorted(wanted)}, known)
-    found = []
-    for part in knobs.parts:
-        if own := wanted & part.choices.columns.keys():
-            code, count = part.choices.codes(frozenset(own))
-            if count > 1:
-                found.append(Coded(codes=code.take(part.index), count=count))
-    return found
+    if isinstance(knobs, Product):
+        return knobs.coded(names)
+    columns = {n: knobs.feature(n) if n in FEATURES else getattr(knobs, n) for n in names}
+    return _numbered_columns(dict(sorted(columns.items())), known)
 
 
 def _numbered_columns(columns: dict[str, Num], known: dict[str, Coded]) -> list[Coded]:

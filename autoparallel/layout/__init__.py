@@ -31,6 +31,7 @@ Data parallel size is never written: it is derived from the number of GPUs.
 from __future__ import annotations
 
 from autoparallel.layout.columns import (
+    FEATURES,
     KNOB_FIELDS,
     Knobs,
     knobs,
@@ -58,6 +59,7 @@ from autoparallel.layout.words import (
 
 __all__ = [
     "CP_COMM_TYPES",
+    "FEATURES",
     "GRAD_DTYPES",
     "GRAMMAR",
     "GRANULARITIES",

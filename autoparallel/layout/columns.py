@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,16 @@ class Knobs:
 
     def overlaps(self, name: str) -> Num:
         """1 where the overlap switch `name` is on."""
-        return overlap_on(self.overlap, name)
+        return self.feature(f"overlap.{name}")
+
+    def sharded(self, stage: int) -> Num:
+        """1 where ZeRO `stage` or a higher one is on."""
+        return self.feature(f"zero.{stage}")
+
+    def feature(self, name: str) -> Num:
+        """The entry `name` of `FEATURES`."""
+        of = FEATURES[name]
+        return of.value(getattr(self, of.knob))
 
     @property
     def size(self) -> int:
@@ -126,6 +135,14 @@ class Knobs:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """What a formula asks of a knob when its exact value does not matter to it."""
+
+    knob: str
+    value: Callable[[Num], Num]
+
+
 KNOB_FIELDS = tuple(f for f in fields(Knobs) if f.name != "stage_table")
 
 
@@ -142,6 +159,23 @@ def recomputed(modules: Num, granularity: Num, name: str) -> Num:
 def overlap_on(mask: Num, name: str) -> Num:
     """1 where the mask of overlap switches has `name`."""
     return _bit(mask, OVERLAPS.index(name))
+
+
+def _reaches(value: Num, stage: int) -> Num:
+    return np.asarray(np.asarray(value) >= stage, dtype=np.float64)[()]
+
+
+FEATURES: dict[str, Feature] = {
+    **{
+        f"overlap.{name}": Feature(knob="overlap", value=partial(overlap_on, name=name))
+        for name in OVERLAPS
+    },
+    **{
+        f"zero.{stage}": Feature(knob="zero", value=partial(_reaches, stage=stage))
+        for stage in (1, 2, 3)
+    },
+}
+"""Features by name. Rows that differ in a knob but not in its features share a formula's result."""
 
 
 def _take(value: Num, index: NDArray[Any] | slice) -> Num:

@@ -7,14 +7,15 @@ what depends on one axis alone is worked out on its table. A column is made when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.layout.columns import KNOB_FIELDS, Knobs, overlap_on, recomputed
+from autoparallel.layout.columns import FEATURES, KNOB_FIELDS, Knobs, recomputed
+from autoparallel.layout.distinct import Coded, combinations
 from autoparallel.units import Num
 
 Column = NDArray[np.float64]
@@ -28,25 +29,58 @@ _NAMES = frozenset(f.name for f in KNOB_FIELDS)
 class Choices:
     """Values that some knobs take together: a row each choice."""
 
-    def __init__(self, columns: Mapping[str, Column]) -> None:
+    def __init__(self, columns: Mapping[str, Column], of: Sequence[Part] = ()) -> None:
+        """`of` are the parts that the columns were taken of, if any."""
         self.columns = dict(columns)
+        self._of = tuple(of)
         self.rows = len(next(iter(self.columns.values())))
         self._codes: dict[frozenset[str], tuple[Index, int]] = {}
+        self._features: dict[str, Column] = {}
+
+    @classmethod
+    def fused(cls, parts: Sequence[Part]) -> Choices:
+        """A row each layout of `parts`, which are of the same layouts."""
+        columns = {
+            name: column.take(part.index)
+            for part in parts
+            for name, column in part.choices.columns.items()
+        }
+        return cls(columns, parts)
+
+    def values(self, name: str) -> Column:
+        """A knob of every row, or a feature of one."""
+        if name in self.columns:
+            return self.columns[name]
+        if name not in self._features:
+            of = FEATURES[name]
+            self._features[name] = np.asarray(of.value(self.columns[of.knob]))
+        return self._features[name]
+
+    def own(self, names: Collection[str]) -> set[str]:
+        """Which of some knobs and features this table decides."""
+        knobs = self.columns.keys()
+        return {n for n in names if (FEATURES[n].knob if n in FEATURES else n) in knobs}
 
     def take(self, rows: Index) -> Choices:
         """Some of the choices."""
-        return Choices({name: column.take(rows) for name, column in self.columns.items()})
+        return Choices.fused([Part(self, rows)])
 
     def codes(self, names: frozenset[str]) -> tuple[Index, int]:
         """Every row's number among the distinct values of `names`, and how many there are."""
         if names not in self._codes:
-            code, count = np.zeros(self.rows, dtype=np.intp), 1
-            for name in sorted(names):
-                values, own = np.unique(self.columns[name], return_inverse=True)
-                keys, code = np.unique(code * len(values) + own, return_inverse=True)
-                count = len(keys)
-            self._codes[names] = code, count
+            self._codes[names] = self._coded(names)
         return self._codes[names]
+
+    def _coded(self, names: frozenset[str]) -> tuple[Index, int]:
+        if self._of:
+            one, own = combinations([coded for part in self._of for coded in part.coded(names)])
+            return (own, len(one)) if len(own) else (np.zeros(self.rows, dtype=np.intp), 1)
+        code, count = np.zeros(self.rows, dtype=np.intp), 1
+        for name in sorted(names):
+            values, own = np.unique(self.values(name), return_inverse=True)
+            keys, code = np.unique(code * len(values) + own, return_inverse=True)
+            count = len(keys)
+        return code, count
 
 
 class Part:
@@ -78,6 +112,12 @@ class Part:
         place = np.zeros(self.choices.rows, dtype=np.intp)
         place[present] = np.arange(len(present))
         return Part(self.choices.take(present), place.take(self.index))
+
+    def coded(self, names: Collection[str]) -> list[Coded]:
+        """The values of those of some knobs and features that this part decides, numbered."""
+        own = self.choices.own(names)
+        codes, count = self.choices.codes(frozenset(own)) if own else (self.index, 1)
+        return [Coded(codes=codes, count=count, rows=self.index)] if count > 1 else []
 
     def spread(self, values: NDArray[Any]) -> Any:
         """Values a row of the table, for every layout; a scalar where all are equal."""
@@ -137,6 +177,15 @@ class Product(Knobs):
             lambda tp, pp, cp: self.num_gpus / (tp * pp * cp), "tp", "pp", "cp"
         )
 
+    @cached_property
+    def micro_batches(self) -> Num:
+        """Micro-batches a pipeline runs in one step."""
+
+        def count(mbs: Column, tp: Column, pp: Column, cp: Column) -> Num:
+            return self.global_batch_size / (mbs * (self.num_gpus / (tp * pp * cp)))
+
+        return self._of_one_part(count, "mbs", "tp", "pp", "cp")
+
     def module(self, name: str) -> Num:
         """1 where `name` is recomputed selectively."""
         return self._of_one_part(
@@ -145,9 +194,13 @@ class Product(Knobs):
             "granularity",
         )
 
-    def overlaps(self, name: str) -> Num:
-        """1 where the overlap switch `name` is on."""
-        return self._of_one_part(lambda mask: overlap_on(mask, name), "overlap")
+    def feature(self, name: str) -> Num:
+        """The entry `name` of `FEATURES`: noted as read in the place of its knob."""
+        if (part := self._part_of.get(FEATURES[name].knob)) is None:
+            return super().feature(name)
+        self._note((name,))
+        found: Num = part.spread(part.choices.values(name))
+        return found
 
     def _of_one_part(self, formula: Callable[..., Any], *names: str) -> Num:
         """`formula` of some knobs: on the table where one holds them all, else on their columns."""
@@ -169,6 +222,10 @@ class Product(Knobs):
             stage_table=self.stage_table,
             taken_of=self,
         )
+
+    def coded(self, names: Collection[str]) -> list[Coded]:
+        """The values of some knobs and features numbered, part by part."""
+        return [coded for part in self.parts for coded in part.coded(names)]
 
     def take(self, index: NDArray[Any] | slice) -> Knobs:
         """The rows at `index`, every knob a column."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.cost.case import Case
-from autoparallel.cost.memory import Memory, fits_probability, memory
-from autoparallel.cost.step import StepTime, step_time
-from autoparallel.cost.unique import kept_per_combination
+from autoparallel.cost.memory import Memory, fits_probability, memory, peak
+from autoparallel.cost.step import StepTime, running, step_of, update
+from autoparallel.cost.unique import assembled
 from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
 from autoparallel.layout import PRECISIONS, Knobs
@@ -43,16 +43,15 @@ class Scores:
 Evaluate = Callable[[Knobs], Scores]
 
 
-@kept_per_combination
 def _time(case: Case) -> tuple[StepTime, Num]:
-    step = step_time(case)
-    return step, step.iteration_s
+    ran, then = running(case), update(case)
+    return assembled(step_of, ran, then), ran.total_s + then.total_s
 
 
-@kept_per_combination
 def _room(case: Case) -> tuple[Memory, Num, Num]:
-    used = memory(case)
-    return used, used.total_bytes, fits_probability(used, case.machine.memory_bytes, case.memory)
+    fullest = peak(case)
+    probability = fits_probability(fullest, case.machine.memory_bytes, case.memory)
+    return memory(case), fullest.total_bytes, probability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from autoparallel.constants import FITS
 from autoparallel.cost.memory import Memory
 from autoparallel.cost.step import StepTime
-from autoparallel.cost.unique import Shared, gathered
+from autoparallel.cost.unique import gathered, later
 from autoparallel.layout import KNOB_FIELDS, Knobs, Product
 from autoparallel.ranking.evaluation import Evaluate, Scores
-from autoparallel.ranking.sample import largest_stratum, stratified
+from autoparallel.ranking.sample import largest_stratum, lucks, stratified
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -67,11 +67,19 @@ def ranked(blocks: Iterable[Knobs], evaluate: Evaluate, objective: str, keep: in
         kept = _merged(kept, part, objective, keep)
     return Ranked(
         best=_trimmed(kept.best, objective, keep) if kept.feasible else None,
-        sample=joined([_thinned(kept.sample)], objective) if kept.sample else None,
+        sample=_of_sample(kept.sample, objective) if kept.sample else None,
         nearest_miss=kept.miss,
         evaluated=kept.evaluated,
         feasible=kept.feasible,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sample:
+    """Some candidates, with the luck by which they were drawn."""
+
+    table: Table
+    luck: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +92,7 @@ class _Kept:
     """
 
     best: tuple[Table, ...] = ()
-    sample: tuple[Table, ...] = ()
+    sample: tuple[_Sample, ...] = ()
     miss: Table | None = None
     evaluated: int = 0
     feasible: int = 0
@@ -102,9 +110,11 @@ def _of_block(
 ) -> _Kept:
     scores = evaluate(knobs)
     closest = np.array([np.argmax(scores.fits_probability)])
+    luck = lucks(knobs)
+    drawn = stratified([knobs], SAMPLED, quota, luck)
     return _Kept(
         best=(_table(knobs, scores, _lowest(scores, objective, keep, cut)),),
-        sample=(_table(knobs, scores, stratified([knobs], SAMPLED, quota)),),
+        sample=(_Sample(table=_table(knobs, scores, drawn), luck=luck.take(drawn)),),
         miss=Table(knobs=knobs.take(closest), scores=taken(scores, closest)),
         evaluated=knobs.size,
         feasible=int(np.count_nonzero(scores.fits_probability >= FITS)),
@@ -118,9 +128,9 @@ def _merged(a: _Kept, b: _Kept, objective: str, keep: int) -> _Kept:
         best = (_trimmed(best, objective, keep),)
         cut = _worst(best[0].scores, objective)
     sample, quota = (*a.sample, *b.sample), a.quota
-    if sum(t.size for t in sample) > 2 * SAMPLED:
+    if sum(s.table.size for s in sample) > 2 * SAMPLED:
         sample = (_thinned(sample),)
-        quota = largest_stratum([sample[0].knobs])
+        quota = largest_stratum([sample[0].table.knobs])
     return _Kept(
         best=best,
         sample=sample,
@@ -182,12 +192,9 @@ def _table(knobs: Knobs, scores: Scores, index: NDArray[np.intp]) -> Table:
 
 
 def _looked_up(scores: Scores, index: NDArray[np.intp]) -> Scores:
-    def later(record: Any) -> Any:
-        return record.at(index) if isinstance(record, Shared) else gathered(record, index)
-
     return Scores(
-        step=later(scores.step),
-        memory=later(scores.memory),
+        step=later(scores.step, index),
+        memory=later(scores.memory, index),
         iteration_s=scores.iteration_s[index],
         memory_bytes=scores.memory_bytes[index],
         fits_probability=scores.fits_probability[index],
@@ -210,9 +217,19 @@ def _trimmed(tables: Sequence[Table], objective: str, keep: int) -> Table:
     return _rows(tables, _order(tables, objective)[:keep])
 
 
-def _thinned(tables: Sequence[Table]) -> Table:
-    """A stratified sample of all tables."""
-    return _rows(tables, np.sort(stratified([t.knobs for t in tables], SAMPLED)))
+def _thinned(samples: Sequence[_Sample]) -> _Sample:
+    """A stratified sample of all samples."""
+    luck = np.concatenate([sample.luck for sample in samples])
+    tables = [sample.table for sample in samples]
+    rows = np.sort(stratified([t.knobs for t in tables], SAMPLED, luck=luck))
+    return _Sample(table=_rows(tables, rows), luck=luck.take(rows))
+
+
+def _of_sample(samples: Sequence[_Sample], objective: str) -> Table:
+    """What a sample has in the end, best first."""
+    if sum(sample.table.size for sample in samples) > SAMPLED:
+        samples = [_thinned(samples)]
+    return joined([sample.table for sample in samples], objective)
 
 
 def joined(tables: Sequence[Table], objective: str) -> Table:

@@ -1,7 +1,8 @@
 """When nothing fits: what is missing, and the nearest request that has an answer.
 
 `shortfall` reads the candidate that came closest. `remedies` lists changed requests, the cheapest
-change first; `first_working` tries them with a function that searches one.
+change first, `lawful` those for a request that has no legal layout; `first_working` tries them with
+a function that searches one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from autoparallel.request import TrainingRequest
 
 DOUBLINGS = 10
 """How often the number of GPUs is doubled in search of one that suffices."""
+TRIED = 8
+"""Global batches that are tried."""
 THRIFTY = {"zero_stage": [0, 1, 2, 3], "optimizer_offload_fraction": [0, 1]}
 """Knobs that save memory and that the default space leaves out."""
 
@@ -88,12 +91,18 @@ def remedies(request: TrainingRequest) -> Iterator[Iterable[tuple[str, TrainingR
     yield _larger_gpus(request)
 
 
+def lawful(request: TrainingRequest) -> Iterator[Iterable[tuple[str, TrainingRequest]]]:
+    """Kinds of change to try where no layout is legal: another global batch."""
+    yield _near_batches(request)
+
+
 def first_working(
-    request: TrainingRequest, search: Callable[[TrainingRequest], tuple[Setting, Ranked]]
+    kinds: Iterable[Iterable[tuple[str, TrainingRequest]]],
+    search: Callable[[TrainingRequest], tuple[Setting, Ranked]],
 ) -> list[Remedy]:
-    """The first change of each kind under which something fits."""
+    """The first change of each kind, as `remedies` lists them, under which something fits."""
     found = []
-    for tries in remedies(request):
+    for tries in kinds:
         for flags, changed in tries:
             where, result = search(changed)
             if result.best is not None:
@@ -117,6 +126,16 @@ def _thrifty(request: TrainingRequest) -> list[tuple[str, TrainingRequest]]:
     space = {**request.space, **THRIFTY}
     flags = " ".join(f"space.{key}={_list(value)}" for key, value in THRIFTY.items())
     return [] if space == dict(request.space) else [(flags, replace(request, space=space))]
+
+
+def _near_batches(request: TrainingRequest) -> Iterator[tuple[str, TrainingRequest]]:
+    """Global batches that some number of replicas divides, the nearest to the wanted one first."""
+    gpus, wanted = request.num_gpus, request.global_batch_size
+    replicas = [n for n in range(2, gpus + 1) if gpus % n == 0]
+    below = {wanted // n * n for n in replicas}
+    above = {-(-wanted // n) * n for n in replicas}
+    for batch in sorted((below | above) - {0, wanted}, key=lambda b: (abs(b - wanted), b))[:TRIED]:
+        yield f"--global-batch-size {batch}", replace(request, global_batch_size=batch)
 
 
 def _list(values: list[int]) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.cost.distinct import coded, combinations
 from autoparallel.cost.unique import numbered
 from autoparallel.layout import KNOB_FIELDS, Knobs, Product
+from autoparallel.layout.distinct import coded, combinations
 
 STRATA = ("tp", "pp", "cp", "ep")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -18,19 +18,26 @@ _FACTORS = {
 }
 
 
-def stratified(blocks: Sequence[Knobs], most: int, quota: int | None = None) -> NDArray[np.intp]:
+def stratified(
+    blocks: Sequence[Knobs],
+    most: int,
+    quota: int | None = None,
+    luck: NDArray[np.float64] | None = None,
+) -> NDArray[np.intp]:
     """Rows of a sample of at most `most`: as many of every (tp, pp, cp, ep) that has enough.
 
     A row's luck depends on its knobs alone, so a sample of samples is the sample of the whole.
-    `quota` is a number beyond which no mesh is wanted, if one is known. Rows are numbered through
-    all blocks.
+    `quota` is a number beyond which no mesh is wanted, if one is known, `luck` that of all rows.
+    Rows are numbered through all blocks.
     """
     mesh = _strata(blocks)
     counts = np.bincount(mesh)
     each = _quota(counts, most) if quota is None else min(_quota(counts, most), quota)
     if counts.max() <= each and len(mesh) <= most:
         return np.arange(len(mesh))
-    luck, wanted = np.concatenate([_luck(knobs) for knobs in blocks]), np.minimum(counts, each)
+    if luck is None:
+        luck = np.concatenate([lucks(knobs) for knobs in blocks])
+    wanted = np.minimum(counts, each)
     rows = np.flatnonzero(luck < ((wanted + 6 * np.sqrt(wanted) + 1) / counts).take(mesh))
     if (np.bincount(mesh[rows], minlength=len(counts)) < wanted).any():
         rows = np.arange(len(mesh))
@@ -72,7 +79,7 @@ def _quota(counts: NDArray[np.intp], most: int) -> int:
     return max(low, 1)
 
 
-def _luck(knobs: Knobs) -> NDArray[np.float64]:
+def lucks(knobs: Knobs) -> NDArray[np.float64]:
     """A number in [0, 1) that looks random and follows from a row's knobs."""
     bits = _mixed(knobs) * _MULTIPLIER
     bits = (bits ^ (bits >> np.uint64(32))) * _MULTIPLIER

@@ -150,7 +150,10 @@ MESH_RULES = (
     rule(
         "expert_world",
         (EP, "num_gpus", ETP, PP),
-        lambda c: ~splits(c.k.num_gpus, c.k.etp * c.k.ep * c.k.pp),
+        # With one expert rank it says no more than `world`.
+        lambda c: (
+            ~splits(c.k.num_gpus, c.k.etp * c.k.ep * c.k.pp) & (np.asarray(c.k.etp * c.k.ep) > 1)
+        ),
         "{num_gpus} GPUs is not etp {etp} x ep {ep} x pp {pp} x expert dp",
         "ep",
         STATE,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autoparallel.framework import Framework
 from autoparallel.hardware import Cluster
 from autoparallel.layout import KNOB_FIELDS, Choices, Knobs, Part, Product
+from autoparallel.layout.distinct import combinations
 from autoparallel.model import Model
 from autoparallel.rules import RULES, Limits, RuleCase, first_broken, limits
 from autoparallel.rules.case import one_row
@@ -21,6 +22,9 @@ from autoparallel.space.spec import SpaceSpec
 
 BLOCK_ROWS = 65_536
 """Rows built at a time: many that share a result, and a space of any size in bounded memory."""
+
+FUSED = 4
+"""Axes after the mesh whose choices become one table on the way: later axes multiply its rows."""
 
 
 class Workload(Protocol):
@@ -102,14 +106,52 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Rows on their way: the choice on every axis so far, mesh first, and the state they are in."""
+    """Rows on their way.
 
-    chosen: tuple[NDArray[np.intp], ...]
+    Attributes:
+        parts: The choice on every axis so far, mesh first, of the rows that these come from.
+        parent: Which of those rows each row comes from; None where they are the same.
+        newest: The choice on the newest axis; None where it is among the parts.
+        state: What later axes know of each row.
+    """
+
+    parts: tuple[Part, ...]
     state: NDArray[np.intp]
+    parent: NDArray[np.intp] | None = None
+    newest: Part | None = None
 
-    def take(self, index: NDArray[np.intp] | slice) -> _Table:
+    def keep(self, index: NDArray[np.intp]) -> _Table:
         """Some of the rows."""
-        return _Table(tuple(column[index] for column in self.chosen), self.state[index])
+        if self.parent is None or self.newest is None:
+            return _Table(tuple(_rows(part, index) for part in self.parts), self.state[index])
+        newest = _rows(self.newest, index)
+        return _Table(self.parts, self.state.take(index), self.parent.take(index), newest)
+
+    def whole(self) -> _Table:
+        """The same rows with the choices on all axes in their columns."""
+        if self.parent is None or self.newest is None:
+            return self
+        return _Table((*(_rows(p, self.parent) for p in self.parts), self.newest), self.state)
+
+    def fused(self) -> _Table:
+        """The same rows, a choice each of one table."""
+        one = Part(Choices.fused(self.parts), np.arange(len(self.state)))
+        return _Table((one,), self.state)
+
+    def slice(self, start: int, stop: int) -> _Table:
+        """Rows next to each other, of a whole table."""
+        parts = (Part(part.choices, part.index[start:stop]) for part in self.parts)
+        return _Table(tuple(parts), self.state[start:stop])
+
+    def seen(self) -> tuple[Part, ...]:
+        """The rows as parts of a product; a column is made when it is looked at."""
+        if self.parent is None or self.newest is None:
+            return self.parts
+        return (*(part.at(self.parent) for part in self.parts), self.newest)
+
+
+def _rows(part: Part, index: NDArray[np.intp]) -> Part:
+    return Part(part.choices, part.index.take(index))
 
 
 class Candidates:
@@ -139,11 +181,12 @@ class Candidates:
         )
         self._limits = limits(cluster, framework)
         self._rules = _rules_by_step(self._limits)
+        self._reads: list[set[str]] = [set() for _ in self._rules]
         self.stage_table = tuple(self._job.stage_index)
         mesh = meshes(self._job)
         names, states, self._root = _mesh_states(self._job, mesh)
         self._steps = _steps(self._job, names, states)
-        self._choices = (Choices(mesh), *(step.choices for step in self._steps))
+        self._mesh = Choices(mesh)
         below = self._steps[0].below
         self.considered = sum(below[state] for state in self._root.tolist())
         self.pruned: Counter[str] = Counter()
@@ -159,8 +202,11 @@ class Candidates:
     def __iter__(self) -> Iterator[Knobs]:
         self.pruned.clear()
         waiting: list[_Table] = []
-        start = _Table((np.arange(len(self._root)),), self._root)
+        start = _Table((Part(self._mesh, np.arange(len(self._root))),), self._root)
         for table in self._walk(0, start):
+            if waiting and waiting[0].parts[0].choices is not table.parts[0].choices:
+                yield self._knobs(_joined(waiting), compact=True)
+                waiting = []
             waiting.append(table)
             if sum(len(part.state) for part in waiting) >= BLOCK_ROWS:
                 yield self._knobs(_joined(waiting), compact=True)
@@ -170,41 +216,60 @@ class Candidates:
 
     def _walk(self, step: int, table: _Table) -> Iterator[_Table]:
         """Keep the legal rows of `table`, and multiply them by the axes from `step` on."""
-        table = self._keep(step, table)
+        table = self._keep(step, table).whole()
         if not len(table.state):
             return
         if step == len(self._steps):
             yield table
             return
+        if step == FUSED:
+            table = table.fused()
         for part in _parts(table, self._steps[step]):
             yield from self._walk(step + 1, _expanded(part, self._steps[step]))
 
     def _keep(self, step: int, table: _Table) -> _Table:
         """The rows that no rule decidable here excludes; the others are counted."""
-        which = self._rules[step]
-        if not which:
+        if not self._rules[step]:
             return table
-        case = RuleCase(model=self._job.shape, knobs=self._knobs(table), limits=self._limits)
-        reason = first_broken(case, which)
+        knobs = self._knobs(table)
+        reason = self._reasons(step, knobs)
         lost = reason >= 0
         if not lost.any():
             return table
-        self._count(step, reason[lost], table.state[lost])
-        for index in np.unique(reason[lost]).tolist():
+        found, state = reason[lost], table.state[lost]
+        self._count(step, found, state)
+        for index in np.flatnonzero(np.bincount(found)).tolist():
             if (rule := RULES[index].id) not in self._witnesses:
+                case = RuleCase(model=self._job.shape, knobs=knobs, limits=self._limits)
                 self._witnesses[rule] = one_row(case, int(np.argmax(reason == index)))
-        return table.take(np.flatnonzero(~lost))
+        return table.keep(np.flatnonzero(~lost))
+
+    def _reasons(self, step: int, knobs: Product) -> NDArray[np.int16]:
+        """Per row the first rule of this step that it breaks, else -1.
+
+        Rules are asked of one row of each combination of the knobs they read, noted as they do.
+        """
+        reads = self._reads[step]
+        while True:
+            first, own = combinations(knobs.coded(reads))
+            few = knobs.at(first)
+            case = RuleCase(model=self._job.shape, knobs=few, limits=self._limits)
+            reason = first_broken(case, self._rules[step])
+            if few.read <= reads:
+                return reason.take(own) if len(own) else np.repeat(reason, knobs.size)
+            reads |= few.read
 
     def _count(self, step: int, reason: NDArray[np.int16], state: NDArray[np.intp]) -> None:
-        pairs, times = np.unique(reason * np.int64(1 << 32) + state, return_counts=True)
+        states = int(state.max()) + 1
+        times = np.bincount(reason * states + state)
         below = self._steps[step].below if step < len(self._steps) else None
-        for pair, n in zip(pairs.tolist(), times.tolist(), strict=True):
-            rule, where = divmod(pair, 1 << 32)
-            self.pruned[RULES[rule].id] += n * (below[where] if below else 1)
+        for pair in np.flatnonzero(times).tolist():
+            rule, where = divmod(pair, states)
+            self.pruned[RULES[rule].id] += int(times[pair]) * (below[where] if below else 1)
 
     def _knobs(self, table: _Table, compact: bool = False) -> Product:
         """The rows as knobs; those of later axes are NaN, which no rule applied so far reads."""
-        parts = [Part(c, i) for c, i in zip(self._choices, table.chosen, strict=False)]
+        parts = table.seen()
         return Product(
             [part.compact() for part in parts] if compact else parts,
             len(table.state),
@@ -302,7 +367,7 @@ def _parts(table: _Table, step: _Step) -> Iterator[_Table]:
     while start < len(ends):
         before = ends[start - 1] if start else 0
         stop = max(int(np.searchsorted(ends, before + BLOCK_ROWS, side="right")), start + 1)
-        yield table.take(slice(start, stop))
+        yield table.slice(start, stop)
         start = stop
 
 
@@ -312,15 +377,15 @@ def _expanded(table: _Table, step: _Step) -> _Table:
     parent = np.repeat(np.arange(len(count)), count)
     starts = np.cumsum(count) - count
     option = np.arange(len(parent)) + (step.first[table.state] - starts).take(parent)
-    grown = tuple(column.take(parent) for column in table.chosen)
-    return _Table((*grown, step.row.take(option)), step.child.take(option))
+    newest = Part(step.choices, step.row.take(option))
+    return _Table(table.parts, step.child.take(option), parent, newest)
 
 
 def _joined(tables: list[_Table]) -> _Table:
     if len(tables) == 1:
         return tables[0]
-    columns = zip(*(table.chosen for table in tables), strict=True)
+    columns = zip(*(table.parts for table in tables), strict=True)
     return _Table(
-        tuple(np.concatenate(column) for column in columns),
+        tuple(Part(p[0].choices, np.concatenate([one.index for one in p])) for p in columns),
         np.concatenate([table.state for table in tables]),
     )

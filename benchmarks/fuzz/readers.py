@@ -20,7 +20,7 @@ from autoparallel.inference.calibrated import read_serving
 from autoparallel.layout import Layout
 from autoparallel.measured.rows import read_runs
 from autoparallel.measured.serving_rows import read_serving_runs
-from autoparallel.operators import _read as read_table
+from autoparallel.operators import read_table
 from autoparallel.plan import load_plan
 from autoparallel.profiles import read_calibration
 from autoparallel.profiling.job import Job, Result

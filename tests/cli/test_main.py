@@ -186,6 +186,16 @@ def test_our_own_error_leaves_a_crash_file(run, monkeypatch, tmp_path, error):
     assert "gpt-175b" in text
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_output_is_exit_2_and_one_message():
+    command = [sys.executable, "-m", "autoparallel", "catalog", "list", "model"]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("autoparallel: output: cannot be written (")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_closed_pipe_is_no_error(tmp_path):
     script = (
         f"'{sys.executable}' -m autoparallel catalog list models | true; echo ${{PIPESTATUS[0]}}"

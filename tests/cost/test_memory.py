@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from autoparallel.constants import Constants, MemoryConstants
 from autoparallel.cost.activations import layer_activations, saved_layer_bytes
 from autoparallel.cost.case import Case
-from autoparallel.cost.memory import STAGES, Memory, fits_probability, memory, memory_of_stage
+from autoparallel.cost.memory import (
+    PARTS,
+    STAGES,
+    Memory,
+    fits_probability,
+    memory,
+    memory_of_stage,
+    peak,
+)
 from autoparallel.cost.memory_buffers import logits_bytes
 from autoparallel.cost.memory_states import static_bytes
 from autoparallel.cost.partition import RankParameters, rank_parameters
@@ -77,7 +85,7 @@ def part(name: str, layout: str, model: Shape = LLAMA_8B, **options: float) -> f
 @pytest.mark.parametrize("model", [LLAMA_8B, MOE, MLA, gpt(48, 6144, 64)])
 def test_parts_sum_and_are_not_negative(layout: str, model: Shape) -> None:
     found = memory(case(layout, model))
-    parts = [np.ravel(getattr(found, f.name))[0] for f in fields(Memory)]
+    parts = [np.ravel(getattr(found, name))[0] for name in PARTS]
     assert all(np.isfinite(p) and p >= 0 for p in parts)
     assert np.ravel(found.total_bytes)[0] == pytest.approx(sum(parts))
     outside = sum(parts[-3:])
@@ -464,3 +472,60 @@ def test_layer_of_deepseek_v3_by_tensor() -> None:
         (x.mlp_inner, 0),
     ):
         assert float(np.ravel(tensor)[0]) == pytest.approx(size)
+
+
+@pytest.mark.parametrize("buffers", [0.0, 2.0])
+@pytest.mark.parametrize("held", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "tp1 pp1 mbs1 zero3",
+        "tp2 pp2 mbs4 sp zero1 recompute=full/uniform/1",
+        "tp4 pp4 vpp2 mbs2 sp zero2",
+        "tp8 pp8 mbs8 sp zero1 offload=opt1",
+    ],
+)
+def test_the_peak_is_the_memory_of_the_fullest_stage(
+    layout: str, held: float, buffers: float
+) -> None:
+    a_case = case(layout, gather_buffers=buffers)
+    a_case = replace(a_case, memory=MemoryConstants(held_tensors=held))
+    used, found = memory(a_case), peak(a_case)
+    for f in fields(found):
+        np.testing.assert_allclose(getattr(found, f.name), getattr(used, f.name), rtol=1e-12)
+    pp = int(np.max(a_case.knobs.pp))
+    stages = [memory_of_stage(a_case, s) for s in (STAGES[:1], STAGES[::2], STAGES)[min(pp, 3) - 1]]
+    assert float(np.max(used.total_bytes)) == max(float(np.max(s.total_bytes)) for s in stages)
+
+
+def test_what_streams_hold_is_late_only_between_micro_batches_without_buffers() -> None:
+    """Runs of one micro-batch fit that fail with two: what was gathered does not come back."""
+
+    def late(gpus: int, buffers: float) -> float:
+        a_case = case("tp4 pp1 mbs1 sp zero0", gpus=gpus, batch=16, gather_buffers=buffers)
+        a_case = replace(a_case, memory=MemoryConstants(held_tensors=40.0))
+        return float(np.ravel(memory(a_case).late_bytes)[0])
+
+    assert late(64, 0.0) == 0
+    assert late(32, 0.0) == pytest.approx(40 * 2 * 8192 * LLAMA_8B.h * 3 / 4)
+    assert late(32, 2.0) == 0
+
+
+def test_what_is_late_is_no_part_of_the_total_but_of_what_must_fit() -> None:
+    a_case = case("tp4 pp1 mbs1 sp zero0", gpus=32, batch=16, gather_buffers=0.0)
+    constants = MemoryConstants(held_tensors=40.0)
+    used = memory(replace(a_case, memory=constants))
+    parts = [np.asarray(getattr(used, name)) for name in PARTS]
+    assert np.sum(parts) == pytest.approx(float(np.ravel(used.total_bytes)[0]))
+    capacity = float(np.ravel(used.needed_bytes + used.late_bytes + used.context_bytes)[0])
+    assert np.ravel(fits_probability(used, capacity, constants))[0] == pytest.approx(0.5)
+
+
+def test_the_logits_of_the_micro_batch_before_live_on_where_a_framework_keeps_them() -> None:
+    def logits(batch: int, kept: float) -> float:
+        a_case = case("tp4 pp1 mbs1 zero1", batch=batch, earlier_logits_copies=kept)
+        return float(np.ravel(logits_bytes(a_case))[0])
+
+    padded = np.ceil(LLAMA_8B.V / 512) * 512
+    assert logits(16, 1.0) == logits(16, 0.0)
+    assert logits(32, 1.0) - logits(32, 0.0) == pytest.approx(4 * 8192 * padded / 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel.layout import (
@@ -19,11 +19,12 @@ from autoparallel.layout import (
     Product,
     product,
 )
+from autoparallel.layout.distinct import combinations
 
 MESH = {"tp": [1.0, 2.0, 2.0, 8.0], "pp": [1.0, 1.0, 4.0, 4.0], "cp": [1.0, 2.0, 1.0, 1.0]}
 BATCH = {"mbs": [1.0, 2.0, 4.0]}
 MEMORY = {"granularity": [0.0, 1.0, 1.0, 2.0], "modules": [0.0, 1.0, 10.0, 0.0]}
-SWITCH = {"overlap": [0.0, 11.0]}
+SWITCH = {"overlap": [0.0, 11.0, 3.0], "zero": [0.0, 1.0, 3.0]}
 TABLES = (MESH, BATCH, MEMORY, SWITCH)
 
 
@@ -58,8 +59,11 @@ def assert_same(of: Product, knobs: Knobs) -> None:
         np.testing.assert_array_equal(whole(of.module(name), of.size), knobs.module(name))
     for name in OVERLAPS:
         np.testing.assert_array_equal(whole(of.overlaps(name), of.size), knobs.overlaps(name))
+    for stage in (1, 2, 3):
+        np.testing.assert_array_equal(whole(of.sharded(stage), of.size), knobs.sharded(stage))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_a_product_is_its_columns(rows: int, seed: int) -> None:
     of = a_product(rows, seed)
@@ -113,7 +117,31 @@ def test_what_is_read_of_a_part_is_read_of_the_whole() -> None:
     _ = inner.dp
     assert of.read >= {"tp", "pp", "cp"}
     _ = inner.module("mlp"), inner.overlaps("grad")
-    assert of.read >= {"modules", "granularity", "overlap"}
+    assert of.read >= {"modules", "granularity", "overlap.grad"}
+    assert "overlap" not in of.read, "other switches do not matter"
     assert np.isnan(inner.ep), "an axis that is not chosen yet"
     with pytest.raises(AttributeError):
         _ = inner.no_knob
+
+
+@given(st.integers(1, 60), st.integers(0, 99))
+@settings(deadline=None)
+def test_parts_become_one_table_that_says_the_same(rows: int, seed: int) -> None:
+    of = a_product(rows, seed)
+    one = Part(Choices.fused(of.parts), np.arange(rows))
+    fused = Product([one], rows, num_gpus=64, global_batch_size=256)
+    assert_same(fused, plain(of))
+    some = np.random.default_rng(seed).integers(0, rows, 9)
+    assert_same(fused.at(some), plain(of).take(some))
+    for names in ({"tp", "mbs"}, {"overlap.grad", "zero.3"}, {"granularity", "cp", "zero"}):
+        numbers = [combinations(knobs.coded(names))[1] for knobs in (of, fused)]
+        alike = [own if len(own) else np.zeros(rows, dtype=np.intp) for own in numbers]
+        pairs = {tuple(pair) for pair in np.stack(alike).T.tolist()}
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def test_rows_that_differ_in_a_switch_alone_are_alike_for_who_asks_of_another() -> None:
+    of = a_product(400)
+    grad, _ = combinations(of.coded({"overlap.grad"}))
+    switches, _ = combinations(of.coded({"overlap"}))
+    assert (len(grad), len(switches)) == (2, 3)

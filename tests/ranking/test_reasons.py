@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ from autoparallel.ranking.reasons import (
     steps,
     word_changes,
 )
-from autoparallel.ranking.rescue import first_working, shortfall
+from autoparallel.ranking.rescue import first_working, lawful, remedies, shortfall
 from autoparallel.ranking.sample import STRATA, stratified
 from autoparallel.request import training_request
 
@@ -53,10 +55,12 @@ def test_verdicts_are_the_estimates(request_175b, found):
     for layout, verdict in zip(layouts, judged(where, layouts), strict=True):
         whole = estimate(request_175b, layout, among=found[1])
         assert verdict.layout == layout
-        assert verdict.iteration_s == whole.entry.iteration_s
-        assert verdict.memory_bytes == whole.entry.memory_bytes
         assert bool(verdict.rule) == (not whole.legal)
-        if not whole.legal:
+        if whole.legal:
+            assert verdict.iteration_s == pytest.approx(whole.entry.iteration_s, rel=1e-12)
+            assert verdict.memory_bytes == pytest.approx(whole.entry.memory_bytes, rel=1e-12)
+        else:
+            assert verdict.iteration_s is verdict.memory_bytes is None
             assert verdict.message == whole.illegal_reasons[0].message
     assert judged(where, []) == []
 
@@ -172,7 +176,7 @@ def test_remedies_are_tried_in_order_and_the_first_that_works_is_named():
         enough = setting(request), solved(training_request(model="gpt-tiny", num_gpus=1))[1]
         return enough if changed.num_gpus >= 64 else solved(request)
 
-    (remedy,) = first_working(request, only_many_gpus)
+    (remedy,) = first_working(remedies(request), only_many_gpus)
     assert remedy.flags == "--gpus 64"
     assert remedy.feasible > 0
     counts = [r.num_gpus for r in asked if r.num_gpus != 16]
@@ -181,6 +185,20 @@ def test_remedies_are_tried_in_order_and_the_first_that_works_is_named():
     assert sizes == sorted(sizes)
     assert sizes[0] > request.cluster.gpu.memory_bytes
     assert not [r for r in asked if r.cluster.gpu.generation.startswith("cdna")]
+
+
+def test_an_odd_batch_is_changed_to_the_nearest_that_has_a_layout(request_175b):
+    odd = replace(request_175b, global_batch_size=1537)
+    asked = []
+
+    def search(changed):
+        asked.append(changed.global_batch_size)
+        return solved(changed)
+
+    assert solved(odd)[1].evaluated == 0
+    (remedy,) = first_working(lawful(odd), search)
+    assert remedy.flags == "--global-batch-size 1536"
+    assert asked == [1536]
 
 
 def test_a_sample_is_even_and_does_not_depend_on_how_blocks_came(request_175b):

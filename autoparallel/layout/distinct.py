@@ -13,20 +13,33 @@ Index = NDArray[np.intp]
 
 _GUESS = 2048
 """Rows whose values are tried for a whole column first; knobs take few values."""
-_TABLE = 4
+_TABLE = 8
 """Entries a row that a table of keys may have; more keys than that are sorted instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Coded:
-    """A column as numbers of its distinct values, 0 to `count` - 1."""
+    """A column as numbers of its distinct values, 0 to `count` - 1.
+
+    Attributes:
+        codes: The number of every row; with `rows`, of every entry of a table.
+        rows: Which entry of that table a row is.
+    """
 
     codes: Index
     count: int
+    rows: Index | None = None
 
     def take(self, index: Index) -> Coded:
         """The rows at `index`, under the same numbers."""
-        return Coded(codes=self.codes[index], count=self.count)
+        if self.rows is None:
+            return Coded(codes=self.codes[index], count=self.count)
+        return Coded(codes=self.codes, count=self.count, rows=self.rows[index])
+
+    def times(self, step: int) -> Index:
+        """The number of every row, `step` apart."""
+        codes = self.codes * step
+        return codes if self.rows is None else codes.take(self.rows)
 
 
 def coded(column: Column) -> Coded:
@@ -49,13 +62,26 @@ def combinations(columns: Sequence[Coded]) -> tuple[Index, Index]:
     varied = [c for c in columns if c.count > 1]
     if not varied:
         return np.zeros(1, dtype=np.intp), np.zeros(0, dtype=np.intp)
-    key, count = varied[0].codes, varied[0].count
-    for c in varied[1:]:
-        if count * c.count > _TABLE * len(key):
-            one, key = _numbered(key, count)
-            count = len(one)
-        key, count = key * c.count + c.codes, count * c.count
-    return _numbered(key, count)
+    first, *rest = varied
+    rows = len(first.codes if first.rows is None else first.rows)
+    while True:
+        group, count = [first], first.count
+        while rest and (len(group) == 1 or count * rest[0].count <= _TABLE * rows):
+            group.append(rest.pop(0))
+            count *= group[-1].count
+        one, own = _numbered(_key(group), count)
+        if not rest:
+            return one, own
+        first = Coded(codes=own, count=len(one))
+
+
+def _key(columns: Sequence[Coded]) -> Index:
+    """A number that differs where any column does; the last column's count by ones."""
+    key, step = columns[-1].times(1), columns[-1].count
+    for c in columns[-2::-1]:
+        own = c.times(step)
+        key, step = np.add(key, own, out=own), step * c.count
+    return key
 
 
 def _numbered(key: Index, count: int) -> tuple[Index, Index]:
@@ -64,9 +90,12 @@ def _numbered(key: Index, count: int) -> tuple[Index, Index]:
     if count > _TABLE * rows:
         _, one, own = np.unique(key, return_index=True, return_inverse=True)
         return one, own
-    row_of = np.full(count, -1, dtype=np.intp)
-    row_of[key] = np.arange(rows)
-    distinct = np.flatnonzero(row_of >= 0)
-    one = row_of.take(distinct)
-    row_of[distinct] = np.arange(len(distinct))
-    return one, row_of.take(key)
+    present = np.zeros(count, dtype=bool)
+    present[key] = True
+    distinct = np.flatnonzero(present)
+    number = np.empty(count, dtype=np.intp)
+    number[distinct] = np.arange(len(distinct))
+    own = number.take(key)
+    one = np.empty(len(distinct), dtype=np.intp)
+    one[own] = np.arange(rows)
+    return one, own

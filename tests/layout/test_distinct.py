@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoparallel.cost import distinct
-from autoparallel.cost.distinct import coded, combinations
+from autoparallel.layout import distinct
+from autoparallel.layout.distinct import coded, combinations
 
 VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.0, 64.0, 0.1])
 
