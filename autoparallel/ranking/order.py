@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 KEPT = 20_000
 SAMPLED = 20_000
 WORKERS = 2
+"""Threads that evaluate, the one that walks the space among them."""
+QUEUED = 2
+"""Blocks that another thread has before it, the one in work counted."""
 LAZY = 8
 """Blocks keep what is taken of them alive when it is more than a part in this."""
 
@@ -148,18 +151,30 @@ def evaluated_blocks(blocks: Iterable[Knobs], evaluate: Evaluate) -> Iterable[tu
 
 
 def _worked(blocks: Iterable[Block], work: Callable[[Block], Result]) -> Iterator[Result]:
-    """What `work` makes of every block, in order, on threads while the next blocks are made.
+    """What `work` makes of every block, in order, on `WORKERS` threads: this one is one of them.
 
-    NumPy releases the lock. A block is drawn when the result `WORKERS` before it has been used.
+    NumPy releases the lock. A block that finds `QUEUED` before it for each other thread is worked
+    on here.
     """
+    others = WORKERS - 1
+    if not others:
+        yield from map(work, blocks)
+        return
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(others) as pool:
         for block in blocks:
-            waiting.append(pool.submit(work, block))
-            if len(waiting) > WORKERS:
+            busy = sum(not result.done() for result in waiting) >= others * QUEUED
+            waiting.append(_done(work(block)) if busy else pool.submit(work, block))
+            while waiting and waiting[0].done():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def objective_column(scores: Scores, objective: str) -> NDArray[np.float64]:
