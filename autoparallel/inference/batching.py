@@ -17,8 +17,6 @@ from autoparallel.inference.setting import Setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.units import Num
 
-STREAM_SHARE = 0.3
-"""Share of the wait for a saturated front end that falls before the first token."""
 SOLVER_STEPS = 30
 """Halvings of the bracket when the concurrency of a request rate is sought."""
 
@@ -231,8 +229,9 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
     stream_s = load.served * running * load.output_tokens * c.stream_s
     total = np.maximum(engine_s, stream_s)
     alone = mixed_step(setting, instance, Batch(prompt_tokens=new, prompt_context=attended)).total
+    behind = decode_steps * np.maximum(load.served * running * c.stream_s - decode.total, 0.0)
     first = c.request_s + alone * (1.0 + prompts_ahead(setting, load, b))
-    first = first + STREAM_SHARE * (total - engine_s)
+    first = first + c.stream_lag * behind
     gaps = np.maximum(load.output_tokens - 1.0, 1.0)
     between = np.maximum(total - first, decode_steps * decode.total) / gaps
     return _Cycle(

@@ -101,6 +101,13 @@ class ServingConstants:
     stream_s: Num = constant(
         55e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
     )
+    stream_lag: Num = constant(
+        0.1,
+        0.01,
+        0.6,
+        "share of what the front end falls behind over the decode steps of an answer that a "
+        "request waits before its first token",
+    )
     prompts_in_line: Num = constant(
         2.0, 0.1, 8.0, "prompts a closed-loop request waits behind in steady state"
     )
@@ -125,6 +132,7 @@ ENGINE_NAMES = (
     "prefill_moe_s",
     "request_s",
     "stream_s",
+    "stream_lag",
     "prompts_in_line",
 )
 """Constants of the engine's own code; the others belong to the GPU and its kernels."""
