@@ -99,10 +99,10 @@ class ServingConstants:
         10e-3, 0.0, 200e-3, "time of a request outside the engine's steps: tokenizer, HTTP, client"
     )
     stream_s: Num = constant(
-        55e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
+        51e-6, 0.0, 300e-6, "time of the server's front end for every token it streams"
     )
     stream_lag: Num = constant(
-        0.1,
+        0.2,
         0.01,
         0.6,
         "share of what the front end falls behind over the decode steps of an answer that a "
