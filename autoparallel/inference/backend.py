@@ -25,6 +25,8 @@ class Backend:
         mixed_steps: Prompt chunks and decodes share a step; else prompts run in steps of their own.
         chunked_prefill: A prompt longer than what is left of the budget is split.
         overlapped: The host prepares a step while the GPU works on the one before.
+        slow_on_grace: Its host code runs slower on a Grace CPU than on an x86 host (assumed for
+            engines without a run on one).
         all_reduce_bytes: Largest message that the engine's own all-reduce kernels take, of 2 and of
             more ranks; NCCL reduces larger ones.
         graph_bytes: Memory of captured CUDA graphs (assumed unless the source says so).
@@ -41,6 +43,7 @@ class Backend:
     mixed_steps: bool
     chunked_prefill: bool
     overlapped: bool
+    slow_on_grace: bool
     all_reduce_bytes: tuple[float, float]
     graph_bytes: float
     context_bytes: float
@@ -59,6 +62,7 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=True,
         chunked_prefill=True,
         overlapped=False,
+        slow_on_grace=True,
         all_reduce_bytes=(64.0 * MIB, 32.0 * MIB),
         graph_bytes=1.5e9,
         context_bytes=2.5e9,
@@ -77,6 +81,7 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=False,
         chunked_prefill=True,
         overlapped=True,
+        slow_on_grace=True,
         all_reduce_bytes=(8.0 * MIB, 8.0 * MIB),
         graph_bytes=2.0e9,
         context_bytes=2.5e9,
@@ -94,6 +99,7 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=True,
         chunked_prefill=False,
         overlapped=True,
+        slow_on_grace=False,
         all_reduce_bytes=(16.0e6, 8.0e6),
         graph_bytes=1.0e9,
         context_bytes=2.5e9,

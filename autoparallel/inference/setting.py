@@ -84,7 +84,8 @@ class Setting:
     @property
     def host_slowdown(self) -> Num:
         """Host time of this machine over that of an x86 host."""
-        return self.constants.arm_host if self.cluster.gpu.name in GRACE_HOSTED else 1.0
+        slow = self.backend.slow_on_grace and self.cluster.gpu.name in GRACE_HOSTED
+        return self.constants.arm_host if slow else 1.0
 
 
 def setting(
