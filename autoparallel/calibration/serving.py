@@ -256,6 +256,7 @@ def _calibration(
         measured_names=tuple(
             n for n, d in fit.deviations.items() if d < MEASURED_SHRINK * prior_width(n, width)
         ),
+        gpus=tuple(dict.fromkeys(r.case.cluster.gpu.name for r in rows)),
         source=source,
     )
 

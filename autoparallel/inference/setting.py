@@ -113,7 +113,7 @@ def setting(
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(WEIGHT_BYTES)}")
     shipped, gpu = catalog.data_dir() / "profiles", cluster.gpu
     folders = (profiles_dir, shipped) if profiles_dir else (shipped,)
-    found = serving_calibration(backend.name, gpu.generation, folders)
+    found = serving_calibration(backend.name, gpu.name, gpu.generation, folders)
     return Setting(
         model=model,
         shape=model.shape(1),
