@@ -222,7 +222,7 @@ def _nothing(solved: Solved) -> str:
     for flags, entry in rescues(request):
         lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
     if not lines[-1].startswith("would do"):
-        lines.append("8-bit weights and KV cache, disaggregation and 32 times the GPUs do not help")
+        lines.append("8-bit weights and KV cache, 32 times the GPUs and a lighter load do not help")
     return "\n  ".join(lines)
 
 
