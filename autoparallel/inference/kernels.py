@@ -79,8 +79,9 @@ def decode_attention_s(setting: Setting, cache_bytes: Num, flops: Num) -> Num:
 def all_reduce_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
     """All-reduce of an engine: its own kernels up to a size, then NCCL; 0 for 1 rank.
 
-    Up to that size whichever of the two is faster, as engines choose among their kernels. Inside the NVLink domain the measured tables hold, scaled by the link. A group that leaves it
-    reduces in the domain and rings over the fabric between domains.
+    Up to that size whichever of the two is faster, as engines choose among their kernels. Inside
+    the NVLink domain the measured tables hold, scaled by the link. A group that leaves it reduces
+    in the domain and rings over the fabric between domains.
     """
     machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
