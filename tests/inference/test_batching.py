@@ -142,3 +142,14 @@ def test_a_front_end_slower_than_decode_steps_keeps_new_requests_waiting():
     assert later.ttft_s - late.ttft_s == pytest.approx(waits)
     assert late.e2e_s == pytest.approx(keeps_up.e2e_s)
     assert late.tpot_s < keeps_up.tpot_s
+
+
+def test_random_arrivals_wait_for_a_front_end_that_is_behind_too():
+    tp8 = Instance(tensor_model_parallel_size=8.0)
+    rate = 0.8 * max_throughput(CASE, tp8, LOAD).requests_per_s
+    slow = replace(CASE, constants=replace(CASE.constants, stream_s=0.9 / (200 * rate)))
+    assert poisson(slow, tp8, LOAD, rate).ttft_s > 1.05 * poisson(CASE, tp8, LOAD, rate).ttft_s
+    guessed = replace(LOAD, concurrency=64.0, accepted_tokens=2.0)
+    step = closed_loop(CASE, tp8, guessed).decode.total
+    late = replace(CASE, constants=replace(CASE.constants, stream_s=0.6 * step / 64))
+    assert closed_loop(late, tp8, guessed).ttft_s > closed_loop(CASE, tp8, guessed).ttft_s
