@@ -21,7 +21,7 @@ def gpus_asked(asked: int | str, cluster: Cluster, request_rate: float | None) -
                 raise bad_value("num_gpus", asked, rule, "add --request-rate R or --trace FILE")
             return AUTO_GPUS
         if not word.isdecimal():
-            raise bad_value("num_gpus", asked, "is neither a number nor auto")
+            raise bad_value("num_gpus", asked, "is neither a number nor auto", "give 8 or auto")
         asked = int(word[:20])
     return whole("num_gpus", asked, 1, min(cluster.max_gpus or MAX_GPUS, MAX_GPUS))
 

@@ -18,6 +18,7 @@ from autoparallel.request.serving import AUTO_GPUS
 from autoparallel.serving_plan import ServingEntry, ServingPlan
 from autoparallel.serving_planning.entries import entry_of
 from autoparallel.serving_planning.questions import arrivals, question
+from autoparallel.units import MS
 
 TOP = 10
 MOST_GPUS = 8192
@@ -144,6 +145,19 @@ def nearest_miss(solved: Solved) -> ServingEntry | None:
     """The fitting deployment that comes nearest to the limits; None when nothing fits."""
     row = miss(solved.found)
     return None if row is None else entry_of(solved.found, row, None)
+
+
+def miss_ms(solved: Solved) -> dict[str, float]:
+    """What the nearest miss reaches of every limit, in ms; infinite where requests pile up."""
+    row, bound = miss(solved.found), solved.found.question.limits
+    if row is None:
+        return {}
+    return {
+        name.removesuffix("_s") + "_ms": float(
+            getattr(solved.found.options, name)[bound.row][row] / MS
+        )
+        for name in bound.named()
+    }
 
 
 def tied(solved: Solved) -> list[bool]:
