@@ -21,7 +21,8 @@ class ServingConstants:
     Assumed defaults worth a word: a layer run eagerly starts some 35 kernels at 10 to 15 us each
     (`prefill_layer_s`); grouped products of experts reach half of a plain one's rate
     (`moe_efficiency`, in arithmetic; they read their weights like any other), and 4-bit weights
-    are widened beside the arithmetic, not before it (`upcast_efficiency`).
+    are widened beside the arithmetic, not before it (`upcast_efficiency`). `stream_s` is the
+    fastest front end measured (SGLang 0.5.6, 19,600 tokens a second to 512 clients).
     """
 
     gemm_efficiency: Num = constant(
