@@ -64,16 +64,11 @@ def infer(
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    if unknown := sorted(flags.keys() - set(_SERVING_FLAGS)):
-        raise ConfigError(f"{unknown[0]}: is not a flag; {nearest(unknown[0], _SERVING_FLAGS)}")
     request = serving_request(model=model, num_gpus=gpus, **flags)
     return serving_planning.solve(request, top=top).plan
 
 
 _FLAGS = sorted(signature(training_request).parameters.keys() - {"model", "num_gpus"})
-
-
-_SERVING_FLAGS = sorted(signature(serving_request).parameters.keys() - {"model", "num_gpus"})
 
 
 def _request(model: str | Path, gpus: int, flags: dict[str, Any]) -> TrainingRequest:

@@ -198,8 +198,15 @@ class Rule:
             hint = "write the number without quotes" if isinstance(value, str) else ""
             raise catalog_error(field, value, rule, hint)
         if not self.least <= value <= self.most:
-            raise catalog_error(field, value, f"is not in {self.least:g} to {self.most:g}")
+            rule = f"is not in {self.least:g} to {self.most:g}"
+            raise catalog_error(field, value, rule, self._nearest(value))
         return value if whole else float(value) * self.factor
+
+    def _nearest(self, value: float) -> str:
+        """What to write in place of a number out of bounds."""
+        if value < self.least:
+            return f"the least is {self.least:g}"
+        return f"the most is {self.most:g}" if value > self.most else "give a finite number"
 
 
 def _typed(field: str, value: object, kind: type, words: str) -> Any:

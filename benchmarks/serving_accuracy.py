@@ -65,7 +65,7 @@ def shown(errors: Column) -> str:
 def goals(
     readings: Sequence[ServingReading], columns: dict[str, Column], physical: Sequence[bool]
 ) -> Text:
-    """Mean error of each metric under every set of predictions, beside its goal."""
+    """Mean error of each metric and the share of best choices, beside their goals."""
     kinds = np.array([metric(r) for r in readings])
     measured = np.array([r.run.value for r in readings])
     sane = np.array(physical)
@@ -74,9 +74,12 @@ def goals(
         for label, mask in (("all rows", kinds == name), ("possible rows", (kinds == name) & sane)):
             figures = [shown(np.abs(c[mask] / measured[mask] - 1)) for c in columns.values()]
             rows.append((f"{name}, {label}", str(mask.sum()), *figures, bar, stretch))
+    orders = [serving.order_block(serving.serving_table(readings, c)) for c in columns.values()]
+    chosen = [percent(order["top1"]) for order in orders]
+    rows.append(("best sizes chosen", str(orders[0]["groups"]), *chosen, CHOICE_GOAL, ""))
     return Text(
-        title="Mean error beside the goals",
-        columns=("metric", "rows", *columns, "bar", "stretch"),
+        title="Mean error, and choice of parallel sizes, beside the goals",
+        columns=("figure", "rows or groups", *columns, "bar", "stretch"),
         rows=tuple(rows),
     )
 
@@ -107,7 +110,7 @@ def page(readings: Sequence[ServingReading], columns: dict[str, Column], seconds
         '"Possible rows" leaves out sweeps in which some run completes more arithmetic than the '
         "GPU's fastest published products could (`calibration.serving.fittable`): prompts there "
         'came from a cache that the row does not mention. They are scored in "all rows" and not '
-        f"fitted. The goal for the choice of parallel sizes is {CHOICE_GOAL}.\n"
+        "fitted.\n"
     )
     return "\n".join([head, *(t.markdown() for t in tables)])
 

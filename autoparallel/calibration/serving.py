@@ -38,9 +38,16 @@ from autoparallel.units import MS
 Column = NDArray[np.float64]
 Known = Mapping[str, ServingCalibration]
 
-HELD = ("expert_imbalance", "gemm_ramp_waves", "attention_half_tokens", "kernels_per_layer")
+HELD = (
+    "expert_imbalance",
+    "gemm_ramp_waves",
+    "attention_half_tokens",
+    "kernels_per_layer",
+    "stream_s",
+)
 """Constants that stay at their prior: no row has expert parallelism; the ramp of bf16 products and
-of attention over length come from isolated kernels; kernels a layer only scale `kernel_s`."""
+of attention over length come from isolated kernels; kernels a layer only scale `kernel_s`; no
+server streams faster than the fastest one measured, which a fit to all rows would contradict."""
 FITTED = tuple(name for name in CONSTANT_NAMES if name not in HELD)
 PRIOR_WIDTH, FAMILY_WIDTH = 0.5, 0.35
 """Standard deviation of a constant's log around its prior: of all runs, and of a family."""
@@ -249,6 +256,7 @@ def _calibration(
         measured_names=tuple(
             n for n, d in fit.deviations.items() if d < MEASURED_SHRINK * prior_width(n, width)
         ),
+        gpus=tuple(dict.fromkeys(r.case.cluster.gpu.name for r in rows)),
         source=source,
     )
 

@@ -77,6 +77,7 @@ def _head(profile: ServingProfile) -> Iterator[str]:
     yield f"rows: {found.rows}"
     yield "models:"
     yield from (f"  - {quoted(name)}" for name in profile.models)
+    yield f"gpus: [{', '.join(quoted(name) for name in found.gpus)}]"
     yield "versions:"
     yield from (f"  {name}: {quoted(text)}" for name, text in versions().items())
 

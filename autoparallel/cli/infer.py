@@ -15,7 +15,6 @@ from autoparallel.errors import ConfigError, NothingFitsError
 
 if TYPE_CHECKING:
     from autoparallel.request import ServingRequest
-    from autoparallel.serving_plan import ServingEntry
     from autoparallel.serving_planning import Solved
 
 
@@ -191,7 +190,7 @@ def _saved(folder: Path, solved: Solved) -> list[str]:
 def _nothing(solved: Solved) -> str:
     """What stands in the way, the nearest miss with its numbers, and what would meet the limits."""
     from autoparallel.reporting.serving_wording import deployment
-    from autoparallel.serving_planning import nearest_miss, rescues
+    from autoparallel.serving_planning import miss_ms, nearest_miss, rescues
 
     plan, request = solved.plan, solved.request
     if not plan.evaluated:
@@ -208,13 +207,14 @@ def _nothing(solved: Solved) -> str:
     else:
         lines = [f"plan: none of {plan.evaluated:,} legal deployments keeps the limits"]
         lines.append(f"nearest miss: {miss.backend} {miss.mode}, {deployment(miss)}")
-        for name in ("ttft_ms", "tpot_ms"):
-            limit, seen = getattr(request, name), _bound(miss, name, request.percentile)
-            if limit is not None and seen is not None:
-                verdict = "kept" if seen <= limit else "BROKEN"
-                word = f"{name.removesuffix('_ms').upper()} {seen:,.1f} ms of {limit:g} ms"
-                lines.append(f"  {word}: {verdict}")
-        limits = _reachable(request, miss)
+        seen = miss_ms(solved)
+        for name, value in seen.items():
+            limit = getattr(request, name)
+            verdict = "kept" if value <= limit else "BROKEN"
+            reached = f"{value:,.1f} ms" if math.isfinite(value) else "without end"
+            word = f"{name.removesuffix('_ms').upper()} {reached} of {limit:g} ms"
+            lines.append(f"  {word}: {verdict}")
+        limits = _reachable(request, seen)
         if limits:
             lines.append(f"would do: {limits}: this very deployment")
         if request.request_rate is not None and miss.load is not None:
@@ -222,20 +222,15 @@ def _nothing(solved: Solved) -> str:
     for flags, entry in rescues(request):
         lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
     if not lines[-1].startswith("would do"):
-        lines.append("8-bit weights and KV cache, disaggregation and 32 times the GPUs do not help")
+        lines.append("8-bit weights and KV cache, 32 times the GPUs and a lighter load do not help")
     return "\n  ".join(lines)
 
 
-def _reachable(request: ServingRequest, miss: ServingEntry) -> str:
-    """The broken limits at what the nearest miss reaches, as flags."""
-    words = []
-    for name in ("ttft_ms", "tpot_ms"):
-        limit, seen = getattr(request, name), _bound(miss, name, request.percentile)
-        if limit is not None and seen is not None and seen > limit:
-            words.append(f"{common.flag(name)} {math.ceil(seen * 10) / 10:g}")
-    return " ".join(words)
-
-
-def _bound(entry: ServingEntry, name: str, percentile: str) -> float | None:
-    value: float | None = getattr(entry, name if percentile == "mean" else f"{name}_{percentile}")
-    return value
+def _reachable(request: ServingRequest, seen: Mapping[str, float]) -> str:
+    """The broken limits at what the nearest miss reaches, as flags; empty where it never would."""
+    broken = {name: value for name, value in seen.items() if value > getattr(request, name)}
+    if any(math.isinf(value) for value in broken.values()):
+        return ""
+    return " ".join(
+        f"{common.flag(name)} {math.ceil(value * 10) / 10:g}" for name, value in broken.items()
+    )

@@ -3,102 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+
+def _option(flag: str, meaning: str, metavar: str) -> Any:
+    """An option that takes one value."""
+    return typer.Option(flag, help=meaning, metavar=metavar)
+
+
 GpusFlag = Annotated[
-    str | None,
-    typer.Option("--gpus", help="Number of GPUs, or auto: the fewest.", metavar="N|auto"),
+    str | None, _option("--gpus", "Number of GPUs, or auto: the fewest.", "N|auto")
 ]
 PrefillClusterFlag = Annotated[
-    str | None,
-    typer.Option("--prefill-cluster", help="Other GPUs that prefill.", metavar="NAME"),
+    str | None, _option("--prefill-cluster", "Other GPUs that prefill.", "NAME")
 ]
-PrefillGpusFlag = Annotated[
-    int | None, typer.Option("--prefill-gpus", help="How many of those.", metavar="N")
-]
-InputTokensFlag = Annotated[
-    int | None, typer.Option("--input-tokens", help="Prompt of a request.", metavar="N")
-]
-OutputTokensFlag = Annotated[
-    int | None, typer.Option("--output-tokens", help="Answer of a request.", metavar="N")
-]
+PrefillGpusFlag = Annotated[int | None, _option("--prefill-gpus", "How many of those.", "N")]
+InputTokensFlag = Annotated[int | None, _option("--input-tokens", "Prompt of a request.", "N")]
+OutputTokensFlag = Annotated[int | None, _option("--output-tokens", "Answer of a request.", "N")]
 PrefixTokensFlag = Annotated[
-    int | None,
-    typer.Option("--prefix-tokens", help="Prompt tokens in the prefix cache.", metavar="N"),
+    int | None, _option("--prefix-tokens", "Prompt tokens in the prefix cache.", "N")
 ]
 AcceptedTokensFlag = Annotated[
-    float | None,
-    typer.Option(
-        "--accepted-tokens", help="Tokens a decode step yields (speculation).", metavar="X"
-    ),
+    float | None, _option("--accepted-tokens", "Tokens a decode step yields (speculation).", "X")
 ]
-TtftMsFlag = Annotated[
-    float | None, typer.Option("--ttft-ms", help="Limit: time to first token.", metavar="MS")
-]
-TpotMsFlag = Annotated[
-    float | None, typer.Option("--tpot-ms", help="Limit: time per later token.", metavar="MS")
-]
-E2eMsFlag = Annotated[
-    float | None, typer.Option("--e2e-ms", help="Limit: whole request.", metavar="MS")
-]
+TtftMsFlag = Annotated[float | None, _option("--ttft-ms", "Limit: time to first token.", "MS")]
+TpotMsFlag = Annotated[float | None, _option("--tpot-ms", "Limit: time per later token.", "MS")]
+E2eMsFlag = Annotated[float | None, _option("--e2e-ms", "Limit: whole request.", "MS")]
 PercentileFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--percentile", help="What limits bind: mean, p50, p90 or p99 [mean].", metavar="WORD"
-    ),
+    str | None, _option("--percentile", "What limits bind: mean, p50, p90 or p99 [mean].", "WORD")
 ]
 ObjectiveFlag = Annotated[
     str | None,
-    typer.Option(
-        "--objective",
-        help="What is best: throughput, latency or cost [throughput].",
-        metavar="WORD",
-    ),
+    _option("--objective", "What is best: throughput, latency or cost [throughput].", "WORD"),
 ]
 BackendFlag = Annotated[
     str | None,
-    typer.Option(
-        "--backend",
-        help="vllm, sglang, tensorrt-llm, with commas, or all [all].",
-        metavar="A,B,...",
-    ),
+    _option("--backend", "vllm, sglang, tensorrt-llm, with commas, or all [all].", "A,B,..."),
 ]
 RequestRateFlag = Annotated[
-    float | None,
-    typer.Option("--request-rate", help="Load: requests a second, at random.", metavar="R"),
+    float | None, _option("--request-rate", "Load: requests a second, at random.", "R")
 ]
 ConcurrencyFlag = Annotated[
-    int | None,
-    typer.Option("--concurrency", help="Load: clients of a closed loop.", metavar="C"),
+    int | None, _option("--concurrency", "Load: clients of a closed loop.", "C")
 ]
 TraceFlag = Annotated[
-    Path | None,
-    typer.Option("--trace", help="Load: CSV with arrival,input,output.", metavar="FILE"),
+    Path | None, _option("--trace", "Load: CSV with arrival,input,output.", "FILE")
 ]
 PrecisionFlag = Annotated[
     str | None,
-    typer.Option(
-        "--precision",
-        help="Of weights: bf16, fp8, ... [the checkpoint's own].",
-        metavar="A,B,...",
-    ),
+    _option("--precision", "Of weights: bf16, fp8, ... [the checkpoint's own].", "A,B,..."),
 ]
 KvDtypeFlag = Annotated[
-    str | None,
-    typer.Option("--kv-dtype", help="Of the KV cache: bf16, fp8 [bf16].", metavar="A,B,..."),
+    str | None, _option("--kv-dtype", "Of the KV cache: bf16, fp8 [bf16].", "A,B,...")
 ]
 DisaggregatedFlag = Annotated[
     str | None,
-    typer.Option(
-        "--disaggregated",
-        help="Prefill apart from decode: auto, on or off [auto].",
-        metavar="WORD",
-    ),
+    _option("--disaggregated", "Prefill apart from decode: auto, on or off [auto].", "WORD"),
 ]
 FromPlanFlag = Annotated[
-    Path | None,
-    typer.Option("--from-plan", help="Model and cluster of a training run.", metavar="RUN"),
+    Path | None, _option("--from-plan", "Model and cluster of a training run.", "RUN")
 ]
-TopFlag = Annotated[int, typer.Option("--top", help="Deployments to list.", metavar="N")]
+TopFlag = Annotated[int, _option("--top", "Deployments to list.", "N")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
 from autoparallel.constants import NORMAL_90
+from autoparallel.reporting import serving_wording
 from autoparallel.reporting.serving_wording import deployment, outcome, rate
 from autoparallel.reporting.wording import number
 from autoparallel.units import GIB
@@ -137,13 +138,7 @@ def rests_on(found: ServingCalibration, entry: ServingEntry) -> list[Line]:
             factor = math.exp(NORMAL_90 * getattr(found.spread, kind))
             ranges.append(f"{kind.upper()} {value / factor:,.1f} to {value * factor:,.1f} ms")
     text = f"With 90 % {' and '.join(ranges)}. " if ranges else ""
-    if found.state == "measured":
-        text += f"Numbers rest on {found.rows} measured figures of {found.family}"
-    else:
-        text += f"No figure of {found.family} is known: numbers are assumed"
-        if found.borrowed_from:
-            text += f", borrowed from {found.borrowed_from}"
-    return prose(f"{text} ({found.source})." if found.source else f"{text}.", "dim")
+    return prose(f"{text}{serving_wording.rests_on(found)}", "dim")
 
 
 def sieve(plan: ServingPlan) -> list[Line]:

@@ -57,6 +57,8 @@ def files(deployed: Deployment) -> dict[str, str]:
     nodes = node_count(placed)
     start = quoted(["python3", "-m", "dynamo.frontend", *frontend(deployed)])
     commands = [(0, start), *(line for s in placed for line in _lines(deployed, s, nodes))]
+    if deployed.entry.backend == "tensorrt-llm":
+        commands += trtllm.idle(placed)
     extra = {"vllm": "vllm", "sglang": "sglang", "tensorrt-llm": "trtllm"}[deployed.entry.backend]
     head = [f"Dynamo {VERSION}: pip install 'ai-dynamo[{extra}]=={VERSION}'"]
     head += ["etcd and NATS must run; ETCD_ENDPOINTS and NATS_SERVER say where."]
@@ -68,7 +70,7 @@ def files(deployed: Deployment) -> dict[str, str]:
 
 
 def _lines(deployed: Deployment, server: Server, nodes: int) -> list[tuple[int, str]]:
-    """The worker process of a server on each of its nodes."""
+    """The worker process of a server on each of its nodes; of TensorRT-LLM's on the first."""
     joins = {"vllm": vllm.multi_node, "sglang": sglang.multi_node}.get(deployed.entry.backend)
     lines = []
     for rank, (node, gpus) in enumerate(server.places):
@@ -76,6 +78,8 @@ def _lines(deployed: Deployment, server: Server, nodes: int) -> list[tuple[int, 
         tokens += arguments(deployed, server.worker)
         if joins is not None:
             tokens += joins(server, rank, nodes)
+        if joins is None and server.nodes > 1:
+            tokens = [*trtllm.spread(server, nodes), *tokens]
         prefix = f"{visible(gpus)} DYN_SYSTEM_PORT={SYSTEM_PORT + server.index}"
         if deployed.entry.backend == "vllm":
             prefix += f" VLLM_NIXL_SIDE_CHANNEL_PORT={NIXL_PORT + 64 * server.index}"

@@ -160,12 +160,13 @@ def node_script(
 
     Args:
         head: Comment lines.
-        commands: Node and command; a node's commands run side by side until one ends.
+        commands: Node and command; a node's commands run side by side until one ends. An empty
+            command is of a node on which others start what runs.
         environment: Variables for all of them.
     """
     by_node: dict[int, list[str]] = {}
     for node, command in commands:
-        by_node.setdefault(node, []).append(command)
+        by_node.setdefault(node, []).extend([command] if command else [])
     lines = ["#!/usr/bin/env bash", *(f"# {line}" for line in head), "set -euo pipefail"]
     lines.append('cd "$(dirname "$0")"')
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -179,7 +180,8 @@ def node_script(
         lines += ['read -r -a hosts <<< "${NODE_HOSTS:?names of all nodes, the first first}"']
         lines += ['case "${NODE_RANK:?number of this node}" in']
         for node, body in sorted(by_node.items()):
-            lines += [f"{node})", *(f"  {command} &" for command in body), "  ;;"]
+            started = [f"  {command} &" for command in body]
+            lines += [f"{node})", *(started or ["  exit 0  # started from another node"]), "  ;;"]
         lines += ['*) echo "NODE_RANK $NODE_RANK has no servers" >&2; exit 2 ;;', "esac"]
     return "\n".join([*lines, "wait -n", ""])
 

@@ -6,6 +6,7 @@ not asked, since it comes compiled only. Its tensor size counts all GPUs of a st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from autoparallel.exporting.serving import (
     Deployment,
     Server,
     graph_sizes,
+    host,
     node_count,
     node_script,
     quoted,
@@ -76,14 +78,17 @@ def files(deployed: Deployment) -> dict[str, str]:
     """`run.sh`, a YAML a kind of worker, and the YAML that joins disaggregated servers."""
     placed = servers(deployed)
     nodes = node_count(placed)
-    commands = [_line(deployed, server) for server in placed]
+    commands = [_line(deployed, server, nodes) for server in placed]
+    commands += idle(placed)
     head = [f"TensorRT-LLM {VERSION}, container {IMAGE}", f"{len(placed)} servers."]
     if deployed.entry.precision == "nvfp4" or not deployed.published_precision:
         head.append(
             f"Give a checkpoint quantised to {deployed.entry.precision} in place of the id."
         )
     if any(server.nodes > 1 for server in placed):
-        head.append("Servers on several nodes start once, by srun inside a Slurm allocation.")
+        head.append(
+            "Servers on several nodes start from their first one, inside a Slurm allocation."
+        )
     texts = {}
     if deployed.disaggregated:
         texts["disagg_config.yaml"] = text(_joined(placed, nodes))
@@ -95,16 +100,31 @@ def files(deployed: Deployment) -> dict[str, str]:
     return texts
 
 
-def _line(deployed: Deployment, server: Server) -> tuple[int, str]:
-    """The command of a server, on its first node."""
+def _line(deployed: Deployment, server: Server, nodes: int) -> tuple[int, str]:
+    """The command of a server, on its first node; `nodes` are all of the deployment."""
     own = ["trtllm-serve", deployed.checkpoint, "--config", f"{server.worker.role}.yaml"]
     own += ["--host", "0.0.0.0", "--port", str(port(server))]
     node, gpus = server.places[0]
     if server.nodes == 1:
         return node, f"{visible(gpus)} {quoted(own)}"
-    spread = ["srun", "--nodes", str(server.nodes), "--ntasks", str(server.worker.gpus)]
-    spread += ["--mpi", "pmix", "trtllm-llmapi-launch"]
-    return node, quoted(spread + own)
+    return node, quoted([*spread(server, nodes), *own])
+
+
+def spread(server: Server, nodes: int) -> list[str]:
+    """What starts a rank on every GPU of a server on several nodes, of all `nodes` there are."""
+    each = str(len(server.places[0][1]))
+    tokens = ["srun", "--overlap", "--nodes", str(server.nodes)]
+    tokens += ["--ntasks", str(server.worker.gpus), "--ntasks-per-node", each]
+    if server.nodes < nodes:
+        tokens += ["--nodelist", ",".join(host(place, nodes) for place, _ in server.places)]
+    return [*tokens, "--mpi", "pmix", "trtllm-llmapi-launch"]
+
+
+def idle(placed: Sequence[Server]) -> list[tuple[int, str]]:
+    """Nodes of spread servers that start nothing themselves, as commands of a node script."""
+    if len({server.places[0][0] for server in placed}) == 1:
+        return []
+    return [(node, "") for server in placed for node, _ in server.places[1:]]
 
 
 def port(server: Server) -> int:

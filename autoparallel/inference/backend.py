@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from autoparallel.errors import CatalogError, nearest
 
+MIB = 2.0**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -23,6 +25,10 @@ class Backend:
         mixed_steps: Prompt chunks and decodes share a step; else prompts run in steps of their own.
         chunked_prefill: A prompt longer than what is left of the budget is split.
         overlapped: The host prepares a step while the GPU works on the one before.
+        slow_on_grace: Its host code runs slower on a Grace CPU than on an x86 host (assumed for
+            engines without a run on one).
+        all_reduce_bytes: Largest message that the engine's own all-reduce kernels take, of 2 and of
+            more ranks; NCCL reduces larger ones.
         graph_bytes: Memory of captured CUDA graphs (assumed unless the source says so).
         context_bytes: CUDA context, NCCL and framework outside the weights, KV and activations.
     """
@@ -37,6 +43,8 @@ class Backend:
     mixed_steps: bool
     chunked_prefill: bool
     overlapped: bool
+    slow_on_grace: bool
+    all_reduce_bytes: tuple[float, float]
     graph_bytes: float
     context_bytes: float
     source: str = ""
@@ -54,10 +62,13 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=True,
         chunked_prefill=True,
         overlapped=False,
+        slow_on_grace=True,
+        all_reduce_bytes=(64.0 * MIB, 32.0 * MIB),
         graph_bytes=1.5e9,
         context_bytes=2.5e9,
         source="vLLM 0.24 defaults (gpu_memory_utilization, max_num_batched_tokens, max_num_seqs "
-        "on GPUs of 70 GiB and more); graph and context memory assumed",
+        "on GPUs of 70 GiB and more); its `all_reduce_utils.py` (symmetric memory on Hopper, of 4 "
+        "ranks; 2 and 8 have 64 MiB); graph and context memory assumed",
     ),
     "sglang": Backend(
         name="sglang",
@@ -70,10 +81,12 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=False,
         chunked_prefill=True,
         overlapped=True,
+        slow_on_grace=True,
+        all_reduce_bytes=(8.0 * MIB, 8.0 * MIB),
         graph_bytes=2.0e9,
         context_bytes=2.5e9,
         source="SGLang 0.5 defaults (mem_fraction_static, chunked_prefill_size on GPUs of 80 GB); "
-        "graph and context memory assumed",
+        "_MAX_CAR_SIZE of its custom_all_reduce.py; graph and context memory assumed",
     ),
     "tensorrt-llm": Backend(
         name="tensorrt-llm",
@@ -86,10 +99,12 @@ BACKENDS: dict[str, Backend] = {
         mixed_steps=True,
         chunked_prefill=False,
         overlapped=True,
+        slow_on_grace=False,
+        all_reduce_bytes=(16.0e6, 8.0e6),
         graph_bytes=1.0e9,
         context_bytes=2.5e9,
         source="TensorRT-LLM 1.x defaults (free_gpu_memory_fraction, max_num_tokens, "
-        "tokens_per_block); graph and context memory assumed",
+        "tokens_per_block; customAllReduceUtils.h); graph and context memory assumed",
     ),
 }
 ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "tensorrt_llm": "tensorrt-llm"}

@@ -17,8 +17,6 @@ from autoparallel.inference.setting import Setting
 from autoparallel.inference.steps import Batch, StepTime, mixed_step
 from autoparallel.units import Num
 
-STREAM_SHARE = 0.3
-"""Share of the wait for a saturated front end that falls before the first token."""
 SOLVER_STEPS = 30
 """Halvings of the bracket when the concurrency of a request rate is sought."""
 
@@ -85,11 +83,15 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cycle:
-    """One request's way through a replica that runs `running` of them all the time."""
+    """One request's way through a replica that runs `running` of them all the time.
+
+    `lag_s` is the part of `first_s` in which it waits for the server's front end to catch up.
+    """
 
     total_s: Num
     first_s: Num
     between_s: Num
+    lag_s: Num
     running: Num
     decode: StepTime
     prompt: StepTime
@@ -157,7 +159,7 @@ def poisson(setting: Setting, instance: Instance, load: Load, request_rate: Num)
     first = first_token(setting, instance, _stream(instance, load, rate / lanes, high / lanes))
     slot_s = _slot_wait_s(utilization, high, limit, cycle.total_s)
     queue_s = np.where(utilization < 1, first.gate_s + first.queue_s + slot_s, np.inf)
-    own_s = setting.constants.request_s + first.own_s
+    own_s = setting.constants.request_s + first.own_s + cycle.lag_s
     gaps = np.maximum(load.output_tokens - 1.0, 1.0)
     steps_s = np.maximum(load.output_tokens - 1.0, 0.0) / load.accepted_tokens * cycle.decode.total
     between = np.maximum(cycle.total_s - own_s, steps_s) / gaps
@@ -231,14 +233,17 @@ def _cycle(setting: Setting, instance: Instance, load: Load, running: Num) -> _C
     stream_s = load.served * running * load.output_tokens * c.stream_s
     total = np.maximum(engine_s, stream_s)
     alone = mixed_step(setting, instance, Batch(prompt_tokens=new, prompt_context=attended)).total
-    first = c.request_s + alone * (1.0 + prompts_ahead(setting, load, b))
-    first = first + STREAM_SHARE * (total - engine_s)
+    streamed = load.served * running * load.accepted_tokens * c.stream_s
+    behind = decode_steps * np.maximum(streamed - decode.total, 0.0)
+    lag = c.stream_lag * behind
+    first = c.request_s + alone * (1.0 + prompts_ahead(setting, load, b)) + lag
     gaps = np.maximum(load.output_tokens - 1.0, 1.0)
     between = np.maximum(total - first, decode_steps * decode.total) / gaps
     return _Cycle(
         total_s=first + gaps * between,
         first_s=first,
         between_s=between,
+        lag_s=lag,
         running=b * lanes,
         decode=decode,
         prompt=prompt,

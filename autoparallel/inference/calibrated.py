@@ -24,7 +24,7 @@ EVERYTHING = "all"
 """Name of the profile fitted to the runs of all backends and generations."""
 BORROWED_SPREAD = 1.5
 """How much wider the spread of borrowed constants is."""
-_KEYS = ("family", "fitted", "source", "rows", "models", "versions", "constants", "spread")
+_KEYS = ("family", "fitted", "source", "rows", "models", "gpus", "versions", "constants", "spread")
 
 
 def _deviation(prior: float) -> Any:
@@ -49,6 +49,7 @@ class ServingCalibration:
         state: `measured` when fitted to runs of this very family, `assumed` when borrowed or prior.
         borrowed_from: Whose constants these are; empty when they are its own.
         measured_names: Constants that the runs determine; the others stand near their prior.
+        gpus: GPUs the runs were made on; empty where the profile does not say.
     """
 
     family: str
@@ -58,16 +59,18 @@ class ServingCalibration:
     borrowed_from: str = ""
     rows: int = 0
     measured_names: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     source: str = ""
 
 
 def serving_calibration(
-    backend: str, generation: str, folders: Sequence[Path]
+    backend: str, gpu: str, generation: str, folders: Sequence[Path]
 ) -> ServingCalibration:
-    """The calibration of `backend` on GPUs of `generation`, or a borrowed one.
+    """The calibration of `backend` on a GPU, or a borrowed one.
 
     Args:
         backend: Name of the engine.
+        gpu: Name of the GPU.
         generation: Of the GPU.
         folders: Where profiles are, in order of precedence; each has a folder `serving`.
 
@@ -77,7 +80,15 @@ def serving_calibration(
     known: dict[str, ServingCalibration] = {}
     for folder in reversed(folders):
         known |= known_calibrations(folder)
-    return chosen(known, backend, generation)
+    return for_gpu(chosen(known, backend, generation), backend, gpu)
+
+
+def for_gpu(found: ServingCalibration, backend: str, gpu: str) -> ServingCalibration:
+    """`found` for one GPU of its generation: as it is where it has runs there, else borrowed."""
+    if found.state != "measured" or not found.gpus or gpu in found.gpus:
+        return found
+    lent = _borrowed(found, f"{backend} on {gpu}", (found,))
+    return replace(lent, borrowed_from=f"{found.family} ({', '.join(found.gpus)})")
 
 
 @cache
@@ -148,6 +159,7 @@ def _borrowed(
         state="assumed",
         borrowed_from=" and ".join(dict.fromkeys(c.family for c in lenders)),
         measured_names=(),
+        gpus=(),
         source=found.source or "priors: no profile was found",
     )
 
@@ -175,5 +187,15 @@ def read_serving(path: Path) -> ServingCalibration:
             for name, entry in stated.items()
             if isinstance(entry, dict) and entry.get("state") == "measured"
         ),
+        gpus=_gpus(path, data.get("gpus")),
         source=str(data.get("source", "")),
     )
+
+
+def _gpus(path: Path, value: object) -> tuple[str, ...]:
+    """Names of GPUs, as a profile lists them."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ProfileError(f"{path.name}: gpus: {value!r} is not a list of names; correct it")
+    return tuple(value)

@@ -35,6 +35,8 @@ SHARES = (0.5, 0.7, 0.85, 0.95)
 """How busy prefill workers may be; the busier, the longer prompts wait."""
 MOST_COUNTS = 24
 """Numbers of prefill workers that are tried between one and all GPUs."""
+SWAMPED = 1.0 + 1e-9
+"""Utilization above which the wait for a worker has no end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,12 +212,13 @@ def _options(
     steps = max(demand.output_tokens - 1.0, 1.0)
     rate = _rate(p, d, pairs, demand, sent + p.service_s + d.service_s)
     busy = np.minimum(rate / (p_count * p.requests_per_s), 0.999)
-    ttft = _ttft(here, p, p_count, busy, sent)
-    tpot = np.broadcast_to(d.service_s / steps, ttft.shape)
-    e2e = ttft + tpot * steps
     load = np.asarray(rate) / np.minimum(
         0.999 * p_count * p.requests_per_s, d_count * d.requests_per_s
     )
+    rate = rate / np.maximum(load, 1.0)
+    ttft = np.where(load > SWAMPED, np.inf, _ttft(here, p, p_count, busy, sent))
+    tpot = np.broadcast_to(d.service_s / steps, ttft.shape)
+    e2e = ttft + tpot * steps
     price = d_count * d.instance.gpus * price_per_s(here.cluster) + (
         p_count * p.instance.gpus * price_per_s(there.cluster)
     )

@@ -77,15 +77,19 @@ def decode_attention_s(setting: Setting, cache_bytes: Num, flops: Num) -> Num:
 
 
 def all_reduce_s(setting: Setting, message_bytes: Num, ranks: Num) -> Num:
-    """All-reduce of an engine: its own one-shot kernel or NCCL, whichever is faster; 0 for 1 rank.
+    """All-reduce of an engine: its own kernels up to a size, then NCCL; 0 for 1 rank.
 
-    Inside the NVLink domain the measured tables hold, scaled by the link. A group that leaves it
-    reduces in the domain and rings over the fabric between domains.
+    Up to that size whichever of the two is faster, as engines choose among their kernels. Inside
+    the NVLink domain the measured tables hold, scaled by the link. A group that leaves it reduces
+    in the domain and rings over the fabric between domains.
     """
     machine = setting.machine
     inside = np.minimum(ranks, machine.domain_gpus)
     times = [_near_s(setting, op, message_bytes, inside) for op in _REDUCTIONS if _has(setting, op)]
-    fastest = times[0] if len(times) == 1 else np.minimum(times[0], times[1])
+    own = np.minimum(times[0], times[-1])
+    pair, more = setting.backend.all_reduce_bytes
+    most = np.where(np.asarray(ranks) > 2, more, pair)
+    fastest = np.where(np.asarray(message_bytes) > most, times[-1], own)
     domains = np.ceil(ranks / machine.domain_gpus)
     wire = 2.0 * (domains - 1) / domains * message_bytes / inside
     outside = 2.0 * (domains - 1) * machine.inter_latency_s + wire / machine.inter_bytes_per_s

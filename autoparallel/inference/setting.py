@@ -84,7 +84,8 @@ class Setting:
     @property
     def host_slowdown(self) -> Num:
         """Host time of this machine over that of an x86 host."""
-        return self.constants.arm_host if self.cluster.gpu.name in GRACE_HOSTED else 1.0
+        slow = self.backend.slow_on_grace and self.cluster.gpu.name in GRACE_HOSTED
+        return self.constants.arm_host if slow else 1.0
 
 
 def setting(
@@ -112,7 +113,7 @@ def setting(
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(WEIGHT_BYTES)}")
     shipped, gpu = catalog.data_dir() / "profiles", cluster.gpu
     folders = (profiles_dir, shipped) if profiles_dir else (shipped,)
-    found = serving_calibration(backend.name, gpu.generation, folders)
+    found = serving_calibration(backend.name, gpu.name, gpu.generation, folders)
     return Setting(
         model=model,
         shape=model.shape(1),

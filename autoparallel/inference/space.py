@@ -53,7 +53,7 @@ class ServingSpace:
         read: dict[str, Any] = {key: _values(f"{where}.{key}", v) for key, v in values.items()}
         for key in ("max_batch_size", "max_num_tokens"):
             if read.get(key) == "auto":
-                raise bad_value(f"{where}.{key}", "auto", "is not a list of numbers")
+                raise bad_value(f"{where}.{key}", "auto", "is not a list of numbers", "give [2048]")
         return cls(**read)
 
 

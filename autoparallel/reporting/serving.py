@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoparallel import catalog
 from autoparallel.errors import NothingFitsError
+from autoparallel.inference.calibrated import serving_calibration
 from autoparallel.reporting.breakdown import BROKEN_DOWN, Bar
 from autoparallel.reporting.figures import serving as drawn
 from autoparallel.reporting.figures import space
 from autoparallel.reporting.front import Point, read_front
 from autoparallel.reporting.page import Drawing, Item, Page, Prose, Section, Table
-from autoparallel.reporting.serving_wording import outcome
+from autoparallel.reporting.serving_wording import outcome, rests_on
 from autoparallel.reporting.wording import number
 from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker, load_serving_plan
@@ -192,7 +194,18 @@ def _latency(run: ServingRun) -> list[Item]:
             caption=f"Mean and percentiles. The limit binds the {request.percentile}.",
             figure=drawn.latency(entries, "tpot_ms", request.tpot_ms),
         ),
+        _origin(run),
     ]
+
+
+def _origin(run: ServingRun) -> Prose:
+    """Whose measured figures the first deployment rests on, or that none are known."""
+    request, gpu = run.request, run.request.cluster.gpu
+    shipped = catalog.data_dir() / "profiles"
+    folders = (request.profiles_path, shipped) if request.profiles_path else (shipped,)
+    backend = run.plan.entries[0].backend
+    found = serving_calibration(backend, gpu.name, gpu.generation, folders)
+    return Prose(text=rests_on(found), kind="" if found.state == "measured" else "note")
 
 
 def step_bars(entries: Sequence[ServingEntry], kind: str) -> tuple[Bar, ...]:

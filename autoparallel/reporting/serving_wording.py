@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from autoparallel.reporting.wording import number
 
 if TYPE_CHECKING:
+    from autoparallel.inference.calibrated import ServingCalibration
     from autoparallel.serving_plan import ServingEntry, Worker
 
 BINDS = {
@@ -57,3 +58,14 @@ def outcome(entry: ServingEntry) -> str:
     if entry.usd_per_million_tokens is not None:
         text += f", USD {entry.usd_per_million_tokens:.2f} a million tokens"
     return f"{text}; {BINDS.get(entry.binding_constraint or '', entry.binding_constraint)}"
+
+
+def rests_on(found: ServingCalibration) -> str:
+    """Whose measured figures predictions rest on, in one sentence."""
+    if found.state == "measured":
+        text = f"Numbers rest on {found.rows} measured figures of {found.family}"
+    else:
+        text = f"No figure of {found.family} is known: numbers are assumed"
+        if found.borrowed_from:
+            text += f", borrowed from {found.borrowed_from}"
+    return f"{text} ({found.source})." if found.source else f"{text}."

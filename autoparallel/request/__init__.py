@@ -9,7 +9,8 @@ reads back as the same record. `serving_request` makes a `ServingRequest` in the
 
 from autoparallel.request.build import site_record, training_request
 from autoparallel.request.records import OBJECTIVES, Site, TrainingRequest
-from autoparallel.request.serving import ServingRequest, serving_request
+from autoparallel.request.serving import ServingRequest
+from autoparallel.request.serving_build import serving_request
 
 __all__ = [
     "OBJECTIVES",

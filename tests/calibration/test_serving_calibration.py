@@ -147,6 +147,7 @@ def test_a_profile_reads_back_as_it_was_written(tmp_path):
         replace(
             calibration("vllm-hopper", gemm_efficiency=0.712345, step_s=1.23456e-3),
             measured_names=("gemm_efficiency",),
+            gpus=("h100-sxm-80gb", "h200-sxm-141gb"),
             source='a "quoted" source: ${x}',
         )
     )
@@ -164,6 +165,7 @@ def test_a_profile_reads_back_as_it_was_written(tmp_path):
         ("constants: {gemm_efficiency: 7}", "outside its bounds"),
         ("constants: {gem_efficiency: 0.7}", "did you mean 'gemm_efficiency'"),
         ("wings: 2", "unknown key 'wings'"),
+        ("gpus: h100-sxm-80gb", "gpus: 'h100-sxm-80gb' is not a list of names"),
     ],
 )
 def test_a_profile_that_is_wrong_is_refused_by_name(tmp_path, text, says):
@@ -212,6 +214,16 @@ def test_the_front_end_of_early_tensorrt_llm_is_full_at_half_the_rate():
 
     assert loop("trtllm 1.0.0rc3") > 1.5 * loop("trtllm 1.2.0")
     assert loop("trtllm 1.2.0") == loop("trtllm 1.10.0")
+
+
+def test_only_early_tensorrt_llm_is_slower_on_grace():
+    def first_token(release, gpu):
+        run = replace(readings()[0].run, framework_version=release, gpu=gpu, metric="ttft_ms")
+        return float(predicted(understood_serving([run])[0], lambda s: PRIOR)[0])
+
+    grace, x86 = "gb200-nvl72", "b200-sxm-180gb"
+    assert first_token("trtllm 1.0.0", grace) > 1.1 * first_token("trtllm 1.0.0", x86)
+    assert first_token("trtllm 1.2.0", grace) < 1.01 * first_token("trtllm 1.2.0", x86)
 
 
 def test_what_isolated_kernels_say_is_held_closer_to_its_prior():

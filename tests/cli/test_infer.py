@@ -100,6 +100,26 @@ def test_a_model_that_fits_nowhere_is_exit_3_with_what_would_do(run):
     assert "would do: --gpus" in err
 
 
+@pytest.mark.parametrize("percentile", ["mean", "p90"])
+def test_a_limit_of_the_whole_request_is_missed_and_met_like_the_others(run, percentile):
+    asked = (*INFER, "--percentile", percentile, "--e2e-ms")
+    code, _, err = run(*asked, 100, "--quiet")
+    assert code == 3
+    assert "ms of 100 ms: BROKEN" in err
+    limit = err.split("would do: --e2e-ms ")[1].split(":")[0]
+    assert run(*asked, limit, "--json")[0] == 0
+
+
+@pytest.mark.parametrize(("flag", "much"), [("--request-rate", 5000), ("--concurrency", 5000)])
+def test_a_load_that_nothing_carries_comes_with_one_that_is_carried(run, flag, much):
+    asked = (*ASK, "--gpus", 1, *SMALL, "--tpot-ms", 20, "--ttft-ms", 2000)
+    code, _, err = run(*asked, flag, much, "--quiet")
+    assert code == 3
+    less = err.split(f"would do: {flag} ")[1].split(":")[0]
+    assert 0 < float(less) < much
+    assert run(*asked, flag, less, "--json")[0] == 0
+
+
 def test_the_fewest_gpus_carry_the_rate_and_one_less_does_not(run):
     asked = (
         *ASK,
@@ -191,6 +211,7 @@ def test_the_function_is_the_command(run):
     [
         ("dgx-h100", "measured figures of vllm-hopper"),
         ("dgx-b200", "No figure of vllm-blackwell is known: numbers are assumed, borrowed from"),
+        ("dgx-h200", "numbers are assumed, borrowed from vllm-hopper (h100-sxm-80gb)"),
     ],
 )
 def test_the_screen_says_how_sure_the_latencies_are_and_why(run, cluster, says):

@@ -128,7 +128,8 @@ def test_every_flag_is_one_the_engines_parser_knows(shape, precision, prefix):
 @pytest.mark.parametrize("backend", ["vllm", "sglang", "tensorrt-llm"])
 def test_every_flag_of_dynamo_is_its_own_or_the_engines(shape, backend):
     engine = {"vllm": VLLM, "sglang": SGLANG}.get(backend)
-    for tokens in commands(dynamo.files(deployed(backend, SHAPES[shape]))["run.sh"]):
+    for line in commands(dynamo.files(deployed(backend, SHAPES[shape]))["run.sh"]):
+        tokens = line[line.index("python3") :]
         module = f"python -m {tokens[2]}"
         assert_known(tokens[3:], module, *([engine] if engine and "front" not in module else []))
 
@@ -158,6 +159,41 @@ def test_scripts_are_shell_that_bash_reads(shape, tmp_path):
         script = tmp_path / f"{backend}.sh"
         script.write_text(module.files(deployed(backend, SHAPES[shape]))["run.sh"])
         subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes"),
+    [
+        ((worker(tp=8, pp=2, replicas=3),), 6),
+        ((worker("prefill", 2, 4), worker("decode", 2, 8, pp=2)), 5),
+    ],
+)
+def test_servers_of_tensorrt_llm_on_several_nodes_start_on_these_and_no_others(
+    workers, nodes, tmp_path
+):
+    import subprocess
+
+    for name in ("srun", "trtllm-serve", "python3"):
+        (tmp_path / name).write_text('#!/bin/bash\necho "$0 $@" >> "$CALLS"\n')
+        (tmp_path / name).chmod(0o755)
+    for module in (trtllm, dynamo):
+        script, calls = tmp_path / "run.sh", tmp_path / f"{module.__name__}.calls"
+        script.write_text(module.files(deployed("tensorrt-llm", workers))["run.sh"])
+        assert f"On node N of {nodes}:" in script.read_text()
+        for rank in range(nodes):
+            environment = {
+                "PATH": f"{tmp_path}:/usr/bin:/bin",
+                "CALLS": str(calls),
+                "NODE_RANK": str(rank),
+                "NODE_HOSTS": " ".join(f"h{i}" for i in range(nodes)),
+            }
+            subprocess.run(["bash", script], env=environment, check=True)
+        spread = [line for line in calls.read_text().splitlines() if "srun" in line]
+        assert len(spread) == sum(w.replicas for w in workers if w.gpus > 8)
+        assert all("--ntasks 16 --ntasks-per-node 8" in line for line in spread)
+        taken = [n for line in spread for n in line.split("--nodelist ")[1].split()[0].split(",")]
+        assert len(taken) == len(set(taken)) == 2 * len(spread)
+        assert set(taken) <= {f"h{i}" for i in range(nodes)}
 
 
 def test_capacity_emitted_is_capacity_searched():

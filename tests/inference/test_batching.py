@@ -124,3 +124,32 @@ def test_a_saturated_front_end_bounds_the_tokens_it_streams():
     assert found.tokens_per_s == pytest.approx(1 / 300e-6)
     offline = closed_loop(slow, tp8, replace(LOAD, concurrency=128.0, served=0.0))
     assert offline.tokens_per_s > 1.2 * found.tokens_per_s
+
+
+def test_a_front_end_slower_than_decode_steps_keeps_new_requests_waiting():
+    tp8, load = Instance(tensor_model_parallel_size=8.0), replace(LOAD, concurrency=64.0)
+    step = closed_loop(CASE, tp8, load).decode.total
+
+    def loop(stream_s):
+        case = replace(CASE, constants=replace(CASE.constants, stream_s=stream_s))
+        return closed_loop(case, tp8, load)
+
+    keeps_up, late, later = (loop(share * step / 64) for share in (0.99, 1.2, 1.4))
+    offline = closed_loop(CASE, tp8, replace(load, served=0.0))
+    assert keeps_up.ttft_s == pytest.approx(offline.ttft_s)
+    waits = late.ttft_s - keeps_up.ttft_s
+    assert waits == pytest.approx(CASE.constants.stream_lag * 199 * step / 5)
+    assert later.ttft_s - late.ttft_s == pytest.approx(waits)
+    assert late.e2e_s == pytest.approx(keeps_up.e2e_s)
+    assert late.tpot_s < keeps_up.tpot_s
+
+
+def test_random_arrivals_wait_for_a_front_end_that_is_behind_too():
+    tp8 = Instance(tensor_model_parallel_size=8.0)
+    rate = 0.8 * max_throughput(CASE, tp8, LOAD).requests_per_s
+    slow = replace(CASE, constants=replace(CASE.constants, stream_s=0.9 / (200 * rate)))
+    assert poisson(slow, tp8, LOAD, rate).ttft_s > 1.05 * poisson(CASE, tp8, LOAD, rate).ttft_s
+    guessed = replace(LOAD, concurrency=64.0, accepted_tokens=2.0)
+    step = closed_loop(CASE, tp8, guessed).decode.total
+    late = replace(CASE, constants=replace(CASE.constants, stream_s=0.6 * step / 64))
+    assert closed_loop(late, tp8, guessed).ttft_s > closed_loop(CASE, tp8, guessed).ttft_s

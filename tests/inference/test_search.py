@@ -88,6 +88,22 @@ def test_modes_are_kept_apart():
     assert np.all(apart.count >= 1)
 
 
+def test_workers_apart_carry_no_more_than_they_can_and_make_the_rest_wait():
+    free = searched(question(modes=("disaggregated",)))
+    most = float(np.max(free.options.requests_per_s))
+    demand = replace(DEMAND, request_rate=2 * most)
+    swamped = searched(question(demand=demand, modes=("disaggregated",))).options
+    assert np.all(swamped.utilization > 1)
+    assert np.all(swamped.requests_per_s <= 1.1 * most)
+    assert np.all(np.isinf(swamped.ttft_s))
+    easy = replace(DEMAND, request_rate=0.1 * most)
+    served = searched(question(demand=easy, modes=("disaggregated",)))
+    good = block(served, served.good)
+    assert good.size
+    assert np.all(np.isfinite(good.ttft_s))
+    np.testing.assert_allclose(good.requests_per_s, 0.1 * most)
+
+
 def test_one_token_answers_are_not_disaggregated():
     demand = Demand(input_tokens=1000, output_tokens=1, longest_tokens=1001)
     found = searched(question(demand=demand))

@@ -145,6 +145,19 @@ def test_an_all_reduce_takes_the_faster_of_the_two_kernels_and_nothing_alone():
     assert small < nccl / 2
 
 
+@pytest.mark.parametrize(
+    ("engine", "ranks", "most"),
+    [("tensorrt-llm", 2.0, 16e6), ("tensorrt-llm", 8.0, 8e6), ("sglang", 4.0, 8 * 2**20)],
+)
+def test_beyond_the_own_kernels_of_an_engine_nccl_reduces(engine, ranks, most):
+    case = served("llama-3.1-8b", engine=engine)
+    sizes = np.array([most, most * 1.001])
+    nccl = case.operators.collectives.seconds("all_reduce", sizes, ranks)
+    own, more = all_reduce_s(case, sizes, ranks) / case.constants.all_reduce / nccl
+    assert own < 0.95
+    assert more == pytest.approx(1.0)
+
+
 def test_leaving_the_fast_domain_costs():
     case = served("llama-3.1-405b")
     assert all_reduce_s(case, 1e7, 16.0) > 1.5 * all_reduce_s(case, 1e7, 8.0)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from autoparallel import catalog
 from autoparallel.cli import main
 from autoparallel.errors import ConfigError
 from autoparallel.reporting.front import read_front
 from autoparallel.reporting.report import read_report
-from autoparallel.reporting.serving import decision, read_serving_run, step_bars
+from autoparallel.reporting.serving import (
+    decision,
+    read_serving_run,
+    serving_page,
+    step_bars,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,15 @@ def test_the_page_has_the_plans_decision_and_its_figures(folder):
     assert len(report.page.drawings) >= 8
     assert len({d.name for d in report.page.drawings}) == len(report.page.drawings)
     assert report.beside == {}
+
+
+def test_the_page_says_whose_figures_the_numbers_rest_on(folder):
+    run = read_serving_run(folder)
+    assert "measured figures of vllm-hopper" in str(serving_page(run))
+    gpu = catalog.gpu("b300-sxm-288gb")
+    elsewhere = replace(run.request, cluster=replace(run.request.cluster, gpu=gpu))
+    said = str(serving_page(replace(run, request=elsewhere)))
+    assert "No figure of vllm-blackwell is known: numbers are assumed" in said
 
 
 def test_step_bars_are_the_entrys_parts(folder):
