@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 SPREAD = 0.02
-"""Standard deviation of what arrives: norms scale activations, and gradients stay finite in fp16."""
+"""Standard deviation of what arrives: norms scale activations, gradients stay finite in fp16."""
 _RECEIVED = ("tensor_recv_prev", "tensor_recv_next")
 
 
