@@ -12,15 +12,19 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from autoparallel.campaign.attempt import Attempt
 from autoparallel.campaign.candidates import beliefs, candidate, entries
-from autoparallel.campaign.modes import Mode, combined, jobs_of
+from autoparallel.campaign.correction import correction
+from autoparallel.campaign.modes import combined, jobs_of
+from autoparallel.campaign.outcome import Event, Outcome
+from autoparallel.campaign.settings import Settings
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
 from autoparallel.plan import Plan, PlanEntry
+from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import POLL_S, Launcher, Progress, Watch, started
 from autoparallel.profiling.store import FOLDER, Store, Trial
@@ -32,78 +36,6 @@ from autoparallel.request import TrainingRequest
 STUDY_FILE = "study.db"
 LOST_IN_A_ROW = 3
 """Trials without a single step for one cause, after which the layouts are not to blame."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a campaign is run.
-
-    Attributes:
-        top: Layouts to measure.
-        budget_s: Wall time for all trials.
-        mode: `job`, `proxy` or `rank`, with the room for a proxy.
-        base: Device, implementation, steps and time limits of every job; its model and layout are
-            replaced.
-        concurrent: Jobs that may run at a time.
-        storage: Optuna's, as a URL; empty for a file in the run directory.
-        warm_start: Run directories whose trials may be reused.
-        prepare: Last change to a job, such as making it the user's own command.
-    """
-
-    top: int
-    budget_s: float
-    mode: Mode
-    base: Job
-    concurrent: int = 1
-    storage: str = ""
-    warm_start: tuple[Path, ...] = ()
-    prepare: Callable[[Job], Job] = lambda job: job
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """What a spectator of a campaign sees.
-
-    Attributes:
-        kind: `start`, `step` or `end` of a trial.
-        number, running: Which trial this is, and how many are being tried at the moment.
-        done, top: Layouts measured so far, and asked for.
-        step, steps: Of this trial.
-        best: The fastest layout so far, and its step time.
-        result: Of the trial that ended.
-    """
-
-    kind: str
-    layout: Layout
-    number: int
-    running: int
-    done: int
-    top: int
-    step: int = 0
-    steps: int = 0
-    best: tuple[Layout, float] | None = None
-    left_s: float = 0.0
-    result: Result | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a campaign has found, whether it came to its end or not.
-
-    Attributes:
-        found: Candidates, with their predictions of before.
-        study: What was measured of them, and what is believed now.
-        jobs: Candidate -> the jobs that stood for it.
-        reason: Why it ended.
-        damaged: Lines of the journal that could not be read.
-    """
-
-    found: tuple[PlanEntry, ...]
-    study: Study
-    jobs: dict[int, tuple[Job, ...]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
-    reason: str = ""
-    damaged: int = 0
 
 
 class Campaign:
@@ -127,6 +59,7 @@ class Campaign:
         launcher: Launcher,
         seen: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self._run = run
         self._request = request
         self._settings = settings
         self._launcher = launcher
@@ -142,7 +75,7 @@ class Campaign:
         self._lost = Counter[str]()
         self.outcome = Outcome(
             found=found,
-            study=self._study(run, found),
+            study=self._study(found),
             damaged=self._store.damaged,
         )
         self._recall(known)
@@ -348,7 +281,7 @@ class Campaign:
         self.outcome.jobs[index] = jobs
         self.outcome.trials += trials
 
-    def _study(self, run: Path, found: Sequence[PlanEntry]) -> Study:
+    def _study(self, found: Sequence[PlanEntry]) -> Study:
         spread = setting(self._request).calibration.spread
         believed = beliefs(found, spread)
         name = _study_name(self._request, self._settings)
@@ -363,6 +296,7 @@ class Campaign:
                 name=name,
                 top=self._settings.top,
                 steps=self._settings.base.steps,
+                confirmed=self._confirmed,
             )
 
         try:
@@ -375,6 +309,11 @@ class Campaign:
                 ) from error
             path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
             return made()
+
+    def _confirmed(self) -> Column | None:
+        """P(best) as the plan will have it, constants fitted to the trials included."""
+        found = correction(self._run, self._request, self.outcome)
+        return None if found is None else found.best_probability
 
     def _tell(
         self, kind: str, attempt: Attempt, *, step: int = 0, result: Result | None = None

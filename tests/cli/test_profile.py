@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripts import script
 
-from autoparallel.cli.profile import seconds
+from autoparallel.cli.profile_settings import seconds
 from autoparallel.errors import ConfigError
 from autoparallel.plan import load_plan
 from autoparallel.profiling.store import Store
