@@ -90,10 +90,11 @@ def corrects(request: TrainingRequest, outcome: Outcome) -> bool:
 
 def _recalibrated(run: Path, request: TrainingRequest, rows: Sequence[MeasuredRun]) -> list[Path]:
     """Fit the constants to the timed rows, pulled to those of before; none without timed rows."""
-    timed = timed_rows([read(row, request.config_path) for row in rows if row.iteration_s])
-    known = setting(request).calibration
-    if not timed.readings:
+    readings = [read(row, request.config_path) for row in rows if row.iteration_s]
+    if not readings:
         return []
+    timed = timed_rows(readings)
+    known = setting(request).calibration
     family = str(timed.families[0])
     everything = np.ones(len(timed.readings), dtype=bool)
     fitted = fit_family(timed, family, everything, known.constants)

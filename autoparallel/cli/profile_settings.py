@@ -86,9 +86,16 @@ def with_users_command(settings: Settings, request: TrainingRequest, command: st
     if not command:
         return settings
     from autoparallel.exporting import Run, arguments, environment
-    from autoparallel.profiling.command import command_words, with_command
+    from autoparallel.profiling.command import (
+        command_words,
+        made_up_place,
+        refuse_torchrun,
+        with_command,
+    )
 
     words = command_words(command)
+    if settings.mode.name == "rank":
+        refuse_torchrun(words)
     generation = request.cluster.gpu.generation
 
     def exported(job: Job) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ def with_users_command(settings: Settings, request: TrainingRequest, command: st
         return (*arguments(job.model, job.layout, *sizes, length), *made_up)
 
     def prepare(job: Job) -> Job:
-        own = environment(job.layout, generation)
+        own = environment(job.layout, generation) | made_up_place(job)
         return with_command(job, words, exported, own)
 
     return replace(settings, base=replace(settings.base, command=words), prepare=prepare)

@@ -158,7 +158,7 @@ class Store:
 def _answers(result: Result, job: Job) -> bool:
     if result.outcome not in REUSED:
         return False
-    return result.outcome != "ok" or (result.ok and len(result.step_s) >= job.steps)
+    return not result.ok or len(result.step_s) >= job.steps
 
 
 def _line(job: Job, result: Result) -> bytes:

@@ -154,6 +154,7 @@ class Study:
         self._sampler = _Chosen()
         self._asked: dict[int, optuna.Trial] = {}
         self._running: dict[int, int] = {}
+        self._more: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(
             study_name=name,
@@ -216,6 +217,8 @@ class Study:
             ) from error
         self._asked[trial.number] = trial
         self._running[trial.number] = index
+        if steps > self._steps:
+            self._more.add(index)
         return Pick(candidate=index, steps=steps, number=trial.number)
 
     def watch(self, pick: Pick) -> Watch:
@@ -269,6 +272,7 @@ class Study:
     def give_up(self, pick: Pick) -> None:
         """A trial that was interrupted counts for nothing."""
         self._running.pop(pick.number, None)
+        self._more.discard(pick.candidate)
         with contextlib.suppress(StorageInternalError):
             self._optuna.tell(pick.number, state=TrialState.FAIL)
 
@@ -317,7 +321,10 @@ class Study:
         return min(open_, key=place)
 
     def _survivor(self, chances: Column) -> int | None:
-        """The measured layout that may still be best and has the fewest steps behind it."""
+        """The measured layout that may still be best and has the fewest steps behind it.
+
+        Once each: a program of the user's own may run as many steps as it likes.
+        """
         elsewhere = self._elsewhere()
         short = [
             i
@@ -325,6 +332,7 @@ class Study:
             if len(result.step_s) < MORE_STEPS * self._steps
             and not result.stopped_early
             and i not in self.seen.failed
+            and i not in self._more
             and i not in elsewhere
             and chances[i] >= SURVIVES
         ]

@@ -272,6 +272,16 @@ def test_ranks_stand_for_first_middle_and_last_stage():
     assert whole.peak_memory_bytes == 3e9
 
 
+def test_ranks_correct_the_plan_without_a_step_time_of_their_own(tmp_path):
+    launcher = Instant(slow_replicas)
+    outcome = campaign(tmp_path, launcher, mode=Mode(name="rank"), top=2).run()
+    found = recorded(tmp_path, PLAN, REQUEST, outcome)
+    assert {job.mode for job in launcher.ran} == {"rank"}
+    assert found.corrects
+    assert not (tmp_path / "profiles").exists()
+    assert all(e.corrected for e in found.plan.entries)
+
+
 def test_one_failed_rank_fails_the_layout():
     jobs = jobs_of(BIG, settings().base, entry(), Mode(name="rank"))
     results = [Result(trial="x", outcome="ok", **timing(j, (1.0,))) for j in jobs]

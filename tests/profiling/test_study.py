@@ -84,6 +84,15 @@ def test_a_longer_computation_may_keep_it_going():
     assert sure.reason == "P(best) of tp1 pp1 mbs8 zero1 is 0.95"
 
 
+def test_what_runs_as_many_steps_as_it_likes_is_asked_for_more_once():
+    game, asked = study(top=1), []
+    while (pick := game.ask()) and len(asked) < 10:
+        asked.append(pick.steps)
+        game.tell(pick, result(PREDICTED[pick.candidate]))
+    assert asked == [2, 2 * MORE_STEPS]
+    assert "are measured" in game.reason
+
+
 def test_survivors_get_more_steps_and_the_beaten_do_not():
     game = study()
     picks = played(game, [1.0, 1.0, 1.0, 1.001, 5.0])
