@@ -34,6 +34,9 @@ from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
 
 STUDY_FILE = "study.db"
+_BUSY = ("OperationalError", "StorageInternalError")
+"""SQLAlchemy's and Optuna's names for a storage that another driver is just making or writing."""
+_PAUSES_S = (0.2, 1.0)
 LOST_IN_A_ROW = 3
 """Trials without a single step for one cause, after which the layouts are not to blame."""
 
@@ -299,16 +302,17 @@ class Campaign:
                 confirmed=self._confirmed,
             )
 
-        try:
-            return made()
-        except Exception as error:
-            if self._settings.storage:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ConfigError(
-                    f"--storage: {self._settings.storage!r} cannot be used ({reason})"
-                ) from error
-            path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
-            return made()
+        with self._store.alone():  # two drivers that start at once would both make its tables
+            try:
+                return _patiently(made)
+            except Exception as error:
+                if self._settings.storage:
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise ConfigError(
+                        f"--storage: {self._settings.storage!r} cannot be used ({reason})"
+                    ) from error
+                path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
+                return made()
 
     def _confirmed(self) -> Column | None:
         """P(best) as the plan will have it, constants fitted to the trials included."""
@@ -335,6 +339,18 @@ class Campaign:
                 result=result,
             )
         )
+
+
+def _patiently(made: Callable[[], Study]) -> Study:
+    """A study in a storage that other drivers, of other folders too, may be at as well."""
+    for pause_s in _PAUSES_S:
+        try:
+            return made()
+        except Exception as error:
+            if type(error).__name__ not in _BUSY:
+                raise
+            time.sleep(pause_s)
+    return made()
 
 
 def _cause(result: Result) -> str:
