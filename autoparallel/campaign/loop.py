@@ -28,7 +28,7 @@ from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import POLL_S, Launcher, Progress, Watch, started
 from autoparallel.profiling.store import FOLDER, Store, Trial
-from autoparallel.profiling.study import Study
+from autoparallel.profiling.study import Pick, Study
 from autoparallel.profiling.worker import limits
 from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
@@ -105,7 +105,7 @@ class Campaign:
             if (found := self._startable()) is not None:
                 self._start(*found)
                 continue
-            pick = None if self.outcome.reason or self._asked_enough else self.outcome.study.ask()
+            pick = None if self.outcome.reason or self._asked_enough else self._ask()
             if pick is None:
                 self._asked_enough = True  # until something has been told
                 self.outcome.reason = self.outcome.reason or self.outcome.study.reason
@@ -118,6 +118,11 @@ class Campaign:
                 attempt.jobs = self._jobs(self.outcome.found[pick.candidate], pick.steps)
             except ConfigError as error:
                 self._conclude(attempt, _invalid(error))
+
+    def _ask(self) -> Pick | None:
+        """The study's next pick, while no other driver of this folder asks for one."""
+        with self._store.alone():
+            return self.outcome.study.ask()
 
     def _startable(self) -> tuple[Attempt, int] | None:
         """A job to start, unless the very same runs for another candidate at the moment."""
