@@ -210,8 +210,8 @@ def data_parallel_config(job: Job) -> Any:
 
 
 FP16_LOSS_SCALE = 2.0**12
-"""Where the dynamic scale begins. Megatron's 2^32 overflows for twenty steps, each of which leaves
-the optimizer out: a short run would time none with it."""
+"""Where the dynamic scale begins. Megatron's 2^32 overflows in the first fifteen steps or more,
+which leave the optimizer out: a short run would time none with it."""
 
 
 def optimizer_config(job: Job) -> Any:
