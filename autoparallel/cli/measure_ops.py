@@ -9,6 +9,7 @@ import typer
 
 from autoparallel.cli import common
 from autoparallel.cli.launchers import (
+    DeviceFlag,
     GpusPerNodeFlag,
     LauncherFlag,
     RayAddressFlag,
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 OutFlag: TypeAlias = Annotated[
     Path, typer.Option("--out", help="Profiles folder to write, or to go on with.", metavar="DIR")
-]
-DeviceFlag: TypeAlias = Annotated[
-    str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
 ]
 GpuFlag: TypeAlias = Annotated[
     str | None,

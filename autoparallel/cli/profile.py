@@ -10,7 +10,13 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli import profile_flags as flags
-from autoparallel.cli.launchers import LauncherFlag, RayAddressFlag, concurrent, launcher
+from autoparallel.cli.launchers import (
+    DeviceFlag,
+    LauncherFlag,
+    RayAddressFlag,
+    concurrent,
+    launcher,
+)
 from autoparallel.cli.outcome import complain, leave_at_once
 from autoparallel.cli.profile_settings import campaign_settings, seconds, with_users_command
 from autoparallel.errors import ConfigError, LaunchError
@@ -32,7 +38,7 @@ def profile_verb(
     where: LauncherFlag = "",
     ray_address: RayAddressFlag = "",
     at_once: flags.ConcurrentFlag = None,
-    device: flags.DeviceFlag = "auto",
+    device: DeviceFlag = "auto",
     impl: flags.ImplFlag = "auto",
     steps: flags.StepsFlag = 5,
     trial_timeout: flags.TrialTimeoutFlag = "10m",

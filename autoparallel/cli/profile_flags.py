@@ -29,9 +29,6 @@ ConcurrentFlag: TypeAlias = Annotated[
         max=1000,
     ),
 ]
-DeviceFlag: TypeAlias = Annotated[
-    str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
-]
 ImplFlag: TypeAlias = Annotated[
     str, typer.Option("--impl", help="Kernels: auto, te, sdpa or local.", metavar="NAME")
 ]
