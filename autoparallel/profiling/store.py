@@ -66,13 +66,13 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other drivers of this folder out for a while."""
-        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(descriptor)
+        """Keep other drivers of this folder out for a while; where that cannot be, hope."""
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+                held.callback(os.close, descriptor)
+                _lock(descriptor)
             yield
-        finally:
-            os.close(descriptor)
 
     @property
     def journal(self) -> Path:
