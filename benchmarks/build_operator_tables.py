@@ -44,7 +44,6 @@ DATASHEETS = (
 )
 AIC = "ai-dynamo/aiconfigurator@095f58a51 (Apache-2.0)"
 SIMUMAX = "MooreThreads/SimuMax@4dcaae5 (Apache-2.0)"
-ACESO = "microsoft/SuperScaler@fa80ad0 (Aceso; MIT)"
 STAS = "stas00/ml-engineering@744d01e (CC-BY-SA-4.0; Stas Bekman)"
 
 

@@ -147,7 +147,8 @@ def job(layout: str = "tp2 pp1 mbs4 zero1", *, fault: str = "", **changes: Any) 
         folder = Path(tempfile.gettempdir()) / "autoparallel-injection"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(INJECTION)
-        environment = {"PYTHONPATH": str(folder), FAULT: fault}
+        # One heap for all threads: else a rank lives on from what its own heap has to spare.
+        environment = {"PYTHONPATH": str(folder), FAULT: fault, "MALLOC_ARENA_MAX": "1"}
     values: dict[str, Any] = {
         "steps": 400 if fault else 2,
         "timeout_s": 300.0,

@@ -66,6 +66,7 @@ MOE_OK = "tp2 pp4 ep4 mbs1 sp zero1"
 BIASED = replace(MOE, add_bias_linear=True)
 PLAIN = replace(DENSE, gated_linear_unit=False)
 FSDP2, DEEPSPEED = {"framework": "fsdp2"}, {"framework": "deepspeed"}
+AUTOMODEL = {"framework": "automodel"}
 WINDOW = replace(DENSE, window_size=128, window_layers_fraction=0.5)
 NARROW = replace(DENSE, num_query_groups=2, kv_channels=3)
 MTP = replace(MOE, mtp_num_layers=2)
@@ -273,7 +274,15 @@ HITS = [
         {"model": MOE},
     ),
     ("plain_pipeline", "tp1 pp2 mbs1 zero2", "tp1 pp1 mbs1 zero2", {"model": PLAIN, **FSDP2}),
+    ("own_experts", "tp1 pp1 ep4 mbs1 zero2", "tp1 pp1 mbs1 zero2", {"model": MOE, **AUTOMODEL}),
     ("tensor_sp", "tp2 pp1 mbs1 zero2", "tp2 pp1 mbs1 sp zero2", FSDP2),
+    ("tensor_sp", "tp2 pp1 mbs1 zero2", "tp2 pp1 mbs1 sp zero2", AUTOMODEL),
+    (
+        "recompute_nth",
+        "tp1 pp1 mbs1 zero2 recompute=full/block/6",
+        "tp1 pp1 mbs1 zero2 recompute=full",
+        AUTOMODEL,
+    ),
     ("tensor_zero3", "tp2 pp1 mbs1 zero3", "tp2 pp1 mbs1 zero2", DEEPSPEED),
     ("shard_context", "tp1 pp1 cp4 mbs1 zero2 shard=2", "tp1 pp1 cp4 mbs1 zero2 shard=8", FSDP2),
     (
@@ -313,7 +322,7 @@ def test_each_rule_is_broken_by_one_layout_and_kept_by_its_neighbour(rule, bad, 
 
 def test_prediction_layers_are_a_thing_of_megatron():
     layout = "tp1 pp1 mbs1 zero2"
-    for framework in ("fsdp2", "deepspeed"):
+    for framework in ("fsdp2", "automodel", "deepspeed"):
         assert "prediction_layers" in broken(layout, model=MTP, framework=framework)
         assert "prediction_layers" not in broken(layout, model=MOE, framework=framework)
     assert "prediction_layers" not in broken(layout, model=MTP)

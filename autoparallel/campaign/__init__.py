@@ -5,7 +5,9 @@ within a budget; returns the plan with what was measured, and what is now believ
 predicted. Everything that ends is on the disk before the next thing starts.
 """
 
-from autoparallel.campaign.loop import Campaign, Event, Settings
+from autoparallel.campaign.loop import Campaign
+from autoparallel.campaign.outcome import Event
 from autoparallel.campaign.record import recorded
+from autoparallel.campaign.settings import Settings
 
 __all__ = ["Campaign", "Event", "Settings", "recorded"]

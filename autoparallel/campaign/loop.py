@@ -12,98 +12,33 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from autoparallel.campaign.attempt import Attempt
 from autoparallel.campaign.candidates import beliefs, candidate, entries
-from autoparallel.campaign.modes import Mode, combined, jobs_of
+from autoparallel.campaign.correction import correction
+from autoparallel.campaign.modes import combined, jobs_of
+from autoparallel.campaign.outcome import Event, Outcome
+from autoparallel.campaign.settings import Settings
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
 from autoparallel.plan import Plan, PlanEntry
+from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import POLL_S, Launcher, Progress, Watch, started
 from autoparallel.profiling.store import FOLDER, Store, Trial
-from autoparallel.profiling.study import Study
+from autoparallel.profiling.study import Pick, Study
 from autoparallel.profiling.worker import limits
 from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
 
 STUDY_FILE = "study.db"
+_BUSY = ("OperationalError", "StorageInternalError")
+"""SQLAlchemy's and Optuna's names for a storage that another driver is just making or writing."""
+_PAUSES_S = (0.2, 1.0)
 LOST_IN_A_ROW = 3
 """Trials without a single step for one cause, after which the layouts are not to blame."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a campaign is run.
-
-    Attributes:
-        top: Layouts to measure.
-        budget_s: Wall time for all trials.
-        mode: `job`, `proxy` or `rank`, with the room for a proxy.
-        base: Device, implementation, steps and time limits of every job; its model and layout are
-            replaced.
-        concurrent: Jobs that may run at a time.
-        storage: Optuna's, as a URL; empty for a file in the run directory.
-        warm_start: Run directories whose trials may be reused.
-        prepare: Last change to a job, such as making it the user's own command.
-    """
-
-    top: int
-    budget_s: float
-    mode: Mode
-    base: Job
-    concurrent: int = 1
-    storage: str = ""
-    warm_start: tuple[Path, ...] = ()
-    prepare: Callable[[Job], Job] = lambda job: job
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """What a spectator of a campaign sees.
-
-    Attributes:
-        kind: `start`, `step` or `end` of a trial.
-        number, running: Which trial this is, and how many are being tried at the moment.
-        done, top: Layouts measured so far, and asked for.
-        step, steps: Of this trial.
-        best: The fastest layout so far, and its step time.
-        result: Of the trial that ended.
-    """
-
-    kind: str
-    layout: Layout
-    number: int
-    running: int
-    done: int
-    top: int
-    step: int = 0
-    steps: int = 0
-    best: tuple[Layout, float] | None = None
-    left_s: float = 0.0
-    result: Result | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a campaign has found, whether it came to its end or not.
-
-    Attributes:
-        found: Candidates, with their predictions of before.
-        study: What was measured of them, and what is believed now.
-        jobs: Candidate -> the jobs that stood for it.
-        reason: Why it ended.
-        damaged: Lines of the journal that could not be read.
-    """
-
-    found: tuple[PlanEntry, ...]
-    study: Study
-    jobs: dict[int, tuple[Job, ...]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
-    reason: str = ""
-    damaged: int = 0
 
 
 class Campaign:
@@ -127,6 +62,7 @@ class Campaign:
         launcher: Launcher,
         seen: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self._run = run
         self._request = request
         self._settings = settings
         self._launcher = launcher
@@ -142,7 +78,7 @@ class Campaign:
         self._lost = Counter[str]()
         self.outcome = Outcome(
             found=found,
-            study=self._study(run, found),
+            study=self._study(found),
             damaged=self._store.damaged,
         )
         self._recall(known)
@@ -169,7 +105,7 @@ class Campaign:
             if (found := self._startable()) is not None:
                 self._start(*found)
                 continue
-            pick = None if self.outcome.reason or self._asked_enough else self.outcome.study.ask()
+            pick = None if self.outcome.reason or self._asked_enough else self._ask()
             if pick is None:
                 self._asked_enough = True  # until something has been told
                 self.outcome.reason = self.outcome.reason or self.outcome.study.reason
@@ -182,6 +118,11 @@ class Campaign:
                 attempt.jobs = self._jobs(self.outcome.found[pick.candidate], pick.steps)
             except ConfigError as error:
                 self._conclude(attempt, _invalid(error))
+
+    def _ask(self) -> Pick | None:
+        """The study's next pick, while no other driver of this folder asks for one."""
+        with self._store.alone():
+            return self.outcome.study.ask()
 
     def _startable(self) -> tuple[Attempt, int] | None:
         """A job to start, unless the very same runs for another candidate at the moment."""
@@ -348,7 +289,7 @@ class Campaign:
         self.outcome.jobs[index] = jobs
         self.outcome.trials += trials
 
-    def _study(self, run: Path, found: Sequence[PlanEntry]) -> Study:
+    def _study(self, found: Sequence[PlanEntry]) -> Study:
         spread = setting(self._request).calibration.spread
         believed = beliefs(found, spread)
         name = _study_name(self._request, self._settings)
@@ -363,18 +304,25 @@ class Campaign:
                 name=name,
                 top=self._settings.top,
                 steps=self._settings.base.steps,
+                confirmed=self._confirmed,
             )
 
-        try:
-            return made()
-        except Exception as error:
-            if self._settings.storage:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ConfigError(
-                    f"--storage: {self._settings.storage!r} cannot be used ({reason})"
-                ) from error
-            path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
-            return made()
+        with self._store.alone():  # two drivers that start at once would both make its tables
+            try:
+                return _patiently(made)
+            except Exception as error:
+                if self._settings.storage:
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise ConfigError(
+                        f"--storage: {self._settings.storage!r} cannot be used ({reason})"
+                    ) from error
+                path.replace(path.with_suffix(".damaged"))  # the journal has everything in it
+                return made()
+
+    def _confirmed(self) -> Column | None:
+        """P(best) as the plan will have it, constants fitted to the trials included."""
+        found = correction(self._run, self._request, self.outcome)
+        return None if found is None else found.best_probability
 
     def _tell(
         self, kind: str, attempt: Attempt, *, step: int = 0, result: Result | None = None
@@ -396,6 +344,18 @@ class Campaign:
                 result=result,
             )
         )
+
+
+def _patiently(made: Callable[[], Study]) -> Study:
+    """A study in a storage that other drivers, of other folders too, may be at as well."""
+    for pause_s in _PAUSES_S:
+        try:
+            return made()
+        except Exception as error:
+            if type(error).__name__ not in _BUSY:
+                raise
+            time.sleep(pause_s)
+    return made()
 
 
 def _cause(result: Result) -> str:

@@ -19,6 +19,7 @@ from autoparallel.profiling.job import Job, Result, timing
 from autoparallel.request import TrainingRequest
 
 _COMMUNICATION = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "dp_comm_s", "pp_comm_s")
+_PREDICTED_WAITING = "communication and bubble are predicted, not measured"
 _BUSY = ("compute_s", "recompute_s", "optimizer_s", "launch_s")
 
 
@@ -67,10 +68,17 @@ def jobs_of(request: TrainingRequest, base: Job, entry: PlanEntry, mode: Mode) -
 
 
 def _stage_jobs(request: TrainingRequest, base: Job, layout: Layout) -> tuple[Job, ...]:
-    """One rank of the first, a middle and the last pipeline stage, as far as they differ."""
+    """One rank of the first, a middle and the last pipeline stage, as far as they differ.
+
+    Of a user's command also the world's last rank: Megatron-LM prints memory on the first rank of a
+    stage and step times on the last of all (core_v0.16.1 megatron/training/utils.py,
+    `report_memory` and `print_rank_last`).
+    """
     stages = layout.pipeline_model_parallel_size
     per_stage = request.num_gpus // stages
-    picked = sorted({0, min(1, stages - 1), stages - 1})
+    ranks = {stage * per_stage for stage in (0, min(1, stages - 1), stages - 1)}
+    if base.command:
+        ranks.add(request.num_gpus - 1)
     return tuple(
         replace(
             base,
@@ -80,9 +88,9 @@ def _stage_jobs(request: TrainingRequest, base: Job, layout: Layout) -> tuple[Jo
             global_batch_size=request.global_batch_size,
             seq_length=request.seq_length,
             mode="rank",
-            rank=stage * per_stage,
+            rank=rank,
         )
-        for stage in picked
+        for rank in sorted(ranks)
     )
 
 
@@ -135,7 +143,7 @@ def combined(
     request: TrainingRequest, entry: PlanEntry, jobs: Sequence[Job], results: Sequence[Result]
 ) -> Result:
     """What the jobs of a layout say of the layout itself."""
-    if failed := next((r for r in results if not r.ok), None):
+    if failed := next((r for r in results if r.outcome != "ok"), None):
         return failed
     if jobs[0].mode == "proxy":
         return _carried_over(request, entry, jobs[0], results[0])
@@ -176,19 +184,30 @@ def _with_predicted_waiting(
     """The slowest stage's measured work, with predicted communication and bubble around it."""
     parts = entry.parts or {}
     slowest = max(results, key=lambda r: r.iteration_s or 0.0)
+    if slowest.iteration_s is None:
+        return replace(slowest, outcome="invalid", message="no rank said how long a step takes")
     busy = sum(parts[name] for name in _BUSY)
     bubble = parts["bubble_s"] / busy if busy else 0.0
     waiting = sum(parts[name] for name in _COMMUNICATION)
     steps = tuple(s * (1 + bubble) + waiting for s in slowest.step_s)
-    memory = [r.peak_memory_bytes for r in results if r.peak_memory_bytes is not None]
+    fullest = max(results, key=lambda r: r.peak_memory_bytes or 0.0)
     return replace(
         slowest,
         trial=jobs[0].trial,
         **timing(jobs[0], steps),
-        peak_memory_bytes=max(memory) if memory else None,
+        device=slowest.device or fullest.device,
+        peak_memory_bytes=fullest.peak_memory_bytes,
+        memory_kind=fullest.memory_kind,
         ranks=tuple(report for r in results for report in r.ranks),
-        deviations=(*slowest.deviations, "communication and bubble are predicted, not measured"),
+        deviations=(*slowest.deviations, *_untimed(results), _PREDICTED_WAITING),
     )
+
+
+def _untimed(results: Sequence[Result]) -> tuple[str, ...]:
+    """What is said where some ranks told their memory alone."""
+    if all(r.ok for r in results):
+        return ()
+    return ("the step time is the last stage's: its log alone has one",)
 
 
 def _times(value: float | None, ratio: float) -> float | None:

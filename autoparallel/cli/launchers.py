@@ -23,6 +23,9 @@ LauncherFlag: TypeAlias = Annotated[
 RayAddressFlag: TypeAlias = Annotated[
     str, typer.Option("--ray-address", help="A Ray cluster, or auto.", metavar="ADDRESS")
 ]
+DeviceFlag: TypeAlias = Annotated[
+    str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
+]
 SiteFlag: TypeAlias = Annotated[
     str, typer.Option("--site", help="Entry of site/, or a file of that form.", metavar="NAME")
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from autoparallel.cli import common
 from autoparallel.cli.launchers import (
+    DeviceFlag,
     GpusPerNodeFlag,
     LauncherFlag,
     RayAddressFlag,
@@ -16,38 +17,45 @@ from autoparallel.cli.launchers import (
     errand_launcher,
 )
 
+if TYPE_CHECKING:
+    from autoparallel.profiling.operators.measure import Measured
+
+OutFlag: TypeAlias = Annotated[
+    Path, typer.Option("--out", help="Profiles folder to write, or to go on with.", metavar="DIR")
+]
+GpuFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--gpu", help="GPU of the catalog, or a file [by its name].", metavar="NAME"),
+]
+OnlyFlag: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", help="stream, gemm, attention, experts or collectives [all].", metavar="KIND"
+    ),
+]
+RanksFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks", help="Largest group of collectives [a node's GPUs; 2 on CPUs].", metavar="N"
+    ),
+]
+TinyFlag: TypeAlias = Annotated[bool, typer.Option("--tiny", help="A small grid, to try it out.")]
+BudgetFlag: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help="Stop after this, such as 8m; run again to go on.", metavar="TIME"
+    ),
+]
+
 
 def measure_ops_verb(
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Profiles folder to write, or to go on with.", metavar="DIR"),
-    ] = Path("my-profiles"),
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME")
-    ] = "auto",
-    gpu: Annotated[
-        str | None,
-        typer.Option("--gpu", help="GPU of the catalog, or a file [by its name].", metavar="NAME"),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", help="stream, gemm, attention, experts or collectives [all].", metavar="KIND"
-        ),
-    ] = None,
-    ranks: Annotated[
-        int | None,
-        typer.Option(
-            "--ranks", help="Largest group of collectives [a node's GPUs; 2 on CPUs].", metavar="N"
-        ),
-    ] = None,
-    tiny: Annotated[bool, typer.Option("--tiny", help="A small grid, to try it out.")] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget", help="Stop after this, such as 8m; run again to go on.", metavar="TIME"
-        ),
-    ] = None,
+    out: OutFlag = Path("my-profiles"),
+    device: DeviceFlag = "auto",
+    gpu: GpuFlag = None,
+    only: OnlyFlag = None,
+    ranks: RanksFlag = None,
+    tiny: TinyFlag = False,
+    budget: BudgetFlag = None,
     where: LauncherFlag = "",
     ray_address: RayAddressFlag = "",
     site: SiteFlag = "",
@@ -60,7 +68,7 @@ def measure_ops_verb(
     from dataclasses import asdict
 
     from autoparallel.cli.outcome import complain
-    from autoparallel.cli.profile import seconds
+    from autoparallel.cli.profile_settings import seconds
     from autoparallel.profiling.operators import KINDS, measure
 
     budget_s = seconds("--budget", budget) if budget else float("inf")
@@ -87,9 +95,14 @@ def measure_ops_verb(
         )
     if json:
         common.print_json({**asdict(found), "folder": str(found.folder)})
-    elif found.left:
-        told = f"{found.taken} samples taken on {found.host}, {found.left} to go"
-        typer.echo(f"{told}; run it again to go on")
     else:
-        files = ", ".join(found.files)
-        typer.echo(f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {out}")
+        typer.echo(_told(found))
+
+
+def _told(found: Measured) -> str:
+    """What was measured, and what to do with it."""
+    if found.left:
+        told = f"{found.taken} samples taken on {found.host}, {found.left} to go"
+        return f"{told}; run it again to go on"
+    files = ", ".join(found.files)
+    return f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {found.folder}"

@@ -12,7 +12,7 @@ from autoparallel.units import GIB, MS
 
 if TYPE_CHECKING:
     from autoparallel.campaign import Event
-    from autoparallel.campaign.loop import Outcome
+    from autoparallel.campaign.outcome import Outcome
     from autoparallel.campaign.record import Recorded
     from autoparallel.plan import Plan, PlanEntry
     from autoparallel.profiling.job import Result

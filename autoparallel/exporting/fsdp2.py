@@ -38,6 +38,17 @@ _EXPERT_PARALLEL = ("deepseek_v3", "qwen3_moe", "gpt_oss")
 _NO_PIPELINE = ("gpt2", "nemotron")
 """Families whose modules have other names than AutoModel's pipeline splitter knows."""
 _DATA = "nemo_automodel.components.datasets.llm"
+_FP32_STATES = {"_target_": "torch.optim.AdamW", "fused": True}
+_REMAINDERS = {
+    "_target_": "transformer_engine.pytorch.optimizers.fused_adam.FusedAdam",
+    "adam_w_mode": True,
+    "bias_correction": True,
+    "master_weights": True,
+    "store_param_remainders": True,
+    "exp_avg_dtype": "torch.bfloat16",
+    "exp_avg_sq_dtype": "torch.bfloat16",
+}
+"""What `automodel` stands for: bf16 weights with 16-bit remainders, moments in bf16."""
 
 
 def program(job: TrainingJob, prefix: str = "") -> Program:
@@ -82,8 +93,7 @@ def settings(job: TrainingJob) -> dict[str, Any]:
         "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
         **_data(job, local),
         "optimizer": {
-            "_target_": "torch.optim.AdamW",
-            "fused": True,
+            **(_REMAINDERS if _keeps_remainders(job) else _FP32_STATES),
             "lr": run.lr,
             "betas": [run.adam_beta1, run.adam_beta2],
             "weight_decay": run.weight_decay,
@@ -145,10 +155,15 @@ def _model(job: TrainingJob) -> dict[str, Any]:
     return {
         "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_config",
         "config": reader,
-        "torch_dtype": "float32",
+        "torch_dtype": "bfloat16" if _keeps_remainders(job) else "float32",
         "attn_implementation": "sdpa",
         **({"backend": backend} if job.run.force_load_balancing and _own_experts(job) else {}),
     }
+
+
+def _keeps_remainders(job: TrainingJob) -> bool:
+    """Whether the layout is of the framework `automodel`; of `fsdp2` it has fp32 weights."""
+    return job.layout.framework == "automodel"
 
 
 def _own_experts(job: TrainingJob) -> bool:

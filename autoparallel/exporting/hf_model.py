@@ -149,6 +149,7 @@ def _qwen3_moe(m: Model, positions: int) -> _Fields:
 
 
 def _deepseek(m: Model, positions: int) -> _Fields:
+    """DeepSeek-V3; experts are chosen from one group, since a model here has no groups of them."""
     fields = _decoder(m, positions)
     del fields["head_dim"]  # there it is the rotary part, worked out from the rank's dimensions
     return fields | {
@@ -165,6 +166,8 @@ def _deepseek(m: Model, positions: int) -> _Fields:
         "first_k_dense_replace": m.moe_first_dense_layers,
         "moe_layer_freq": 1,
         "num_nextn_predict_layers": m.mtp_num_layers,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
         "n_group": 1,
         "topk_group": 1,
         "norm_topk_prob": True,
@@ -172,7 +175,12 @@ def _deepseek(m: Model, positions: int) -> _Fields:
 
 
 def _deepseek_v2(m: Model, positions: int) -> _Fields:
-    fields = _deepseek(m, positions) | {"norm_topk_prob": False, "topk_method": "greedy"}
+    """DeepSeek-V2 has a low rank for queries and chooses by groups, V2-Lite neither."""
+    fields = _deepseek(m, positions) | {
+        "topk_method": "group_limited_greedy" if m.q_lora_rank else "greedy",
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
+    }
     del fields["num_nextn_predict_layers"]
     return fields
 

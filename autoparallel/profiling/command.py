@@ -30,6 +30,7 @@ from autoparallel.profiling.ranks import start_folder
 ARGUMENTS_FILE, LOG_FILE = "args.txt", "command.log"
 _SPLICED = ("@{args_file}", "{arguments}")
 _WORD = re.compile(r"\{(\w+)\}")
+_OLD_TORCHRUN = "torch.distributed.launch"
 _NAMES = ("args_file", "num_gpus", "num_nodes", "gpus_per_node", "folder")
 
 
@@ -72,6 +73,36 @@ def with_command(
     return replace(
         job, command=tuple(command), arguments=tuple(exported(job)), environment=variables
     )
+
+
+def refuse_torchrun(words: Sequence[str]) -> None:
+    """Raise where one process cannot stand for a whole world, because torchrun says who it is.
+
+    Raises:
+        ConfigError: a word that starts torchrun.
+    """
+    for word in words:
+        if Path(word).name == "torchrun" or word in ("torch.distributed.run", _OLD_TORCHRUN):
+            rule = "gives every rank a world of its own, and in --mode rank one process stands for"
+            hint = "write 'python pretrain_gpt.py @{args_file}'"
+            raise bad_value("--command", word, f"{rule} a rank of the whole world", hint)
+
+
+def made_up_place(job: Job) -> dict[str, str]:
+    """Who a process is that stands for one rank of a world; nothing of other jobs.
+
+    Megatron-LM's `--fake-process-group` takes rank and size from torchrun's variables (core_v0.16.1
+    megatron/training/initialize.py); nobody is met at the address.
+    """
+    if job.mode != "rank":
+        return {}
+    return {
+        "RANK": str(job.rank or 0),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(job.num_gpus),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
 
 
 def argv(job: Job, folder: Path, gpus_per_node: int) -> list[str]:

@@ -4,36 +4,24 @@ Actors are made for one trial and killed with it, because megatron-core keeps it
 They bring the worker's files along (`parcel`), so the nodes of a cluster need torch and
 megatron-core but not this package. Where driver and node share the trial's folder, ranks write into
 it; elsewhere rank 0 is asked for its steps and every rank for its end.
-
-A local Ray has no dashboard, a small object store, a temporary folder of its own, sends no usage
-statistics, and runs its ranks at the driver's own priority.
-
-Ray's client asks a head that has gone again and again, and after a minute ends the whole process in
-whatever call it is. So every operation first knocks at the head's port, and is done on a thread of
-its own (`ray_calls`): when nobody answers, the launcher lets go of Ray, and raises.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import secrets
 import shutil
-import signal
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoparallel.errors import ConfigError, bad_value
+from autoparallel.errors import bad_value
 from autoparallel.profiling.errand import Errand, Work, spread
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.parcel import worker_files
-from autoparallel.profiling.process_tree import descendants
 from autoparallel.profiling.rank_end import STEPS_FILE, end_file, log_file
 from autoparallel.profiling.ranks import (
     folder_result,
@@ -41,22 +29,10 @@ from autoparallel.profiling.ranks import (
     start_folder,
     streamed_steps,
 )
-from autoparallel.profiling.ray_calls import Calls
-from autoparallel.profiling.ray_head import Head
+from autoparallel.profiling.ray_actor import rank_actor
+from autoparallel.profiling.ray_session import Session
 
-OBJECT_STORE_BYTES = 80 * 2**20
 _LOOK_S = 1.0
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # else Ray prints what befell a worker on our output
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # else ranks run at 15, and whatever else runs slows them down
-}
-
-
-_TOKEN = secrets.token_hex(32)
-"""Of every local Ray of this process; Ray would keep one for all in the user's home."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,19 +62,11 @@ class RayLauncher:
     name = "ray"
 
     def __init__(self, *, address: str = "", gpus: bool | None = False, ranks: int = 1) -> None:
-        self._ray = _imported()
-        self._temporary: Path | None = None
-        self._own = contextlib.ExitStack()
-        self._below: list[int] = []
+        self._session = Session(address, cpus=max(ranks, os.cpu_count() or 1))
+        self._ray, self._calls = self._session.ray, self._session.calls
         self._running: dict[str, _Running] = {}
-        self._actor = _rank_actor(self._ray)
+        self._actor = rank_actor(self._ray)
         self._code = worker_files()
-        if address:
-            self._connect(address)
-        else:
-            self._start_local(max(ranks, os.cpu_count() or 1))
-        self._head = Head(self._ray.get_runtime_context().gcs_address)
-        self._calls = Calls(self._head)
         self._gpus = self.gpus() > 0 if gpus is None else gpus
 
     def gpus(self) -> int:
@@ -166,57 +134,7 @@ class RayLauncher:
         """End whatever still runs, and the local Ray with its files."""
         for ticket in self._running:
             self.cancel(ticket)
-        with contextlib.suppress(Exception):
-            self._calls(self._ray.shutdown)
-        if self._head.gone:
-            self._let_go()
-        self._own.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _let_go(self) -> None:
-        """End what is left of a local Ray without asking it, and keep Ray from asking at exit."""
-        atexit.unregister(self._ray.shutdown)
-        worker = self._ray._private.worker
-        atexit.unregister(worker.shutdown)
-        if self._temporary is None:
-            return
-        if worker._global_node is not None:
-            worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        for pid in self._below:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _connect(self, address: str) -> None:
-        hint = "start one with `ray start --head`; one with a token needs RAY_AUTH_MODE=token"
-        if not _somebody_at(address):
-            raise bad_value("--ray-address", address, "is a port where nobody answers", hint)
-        try:
-            self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise bad_value(
-                "--ray-address", address, f"cannot be reached ({reason})", hint
-            ) from error
-
-    def _start_local(self, cpus: int) -> None:
-        """Start a Ray with a token of its own, which no other process on this machine knows."""
-        self._temporary = Path(tempfile.mkdtemp(prefix="ap-ray-"))
-        if "RAY_AUTH_MODE" not in os.environ:
-            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
-            self._own.callback(_read_settings, self._ray)
-            self._own.enter_context(_environment(token))
-            _read_settings(self._ray)
-        # RAY_ADDRESS would send a local start to another cluster.
-        self._own.enter_context(_environment({"RAY_ADDRESS": None}))
-        self._ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(self._temporary),
-        )
+        self._session.close()
 
     def _check_room(self, job: Work) -> None:
         """A placement group larger than the cluster would wait forever."""
@@ -267,8 +185,7 @@ class RayLauncher:
         running.places = [actor.place.remote() for actor in running.actors]
 
     def _start_ranks(self, running: _Running, address: tuple[str, int]) -> None:
-        if self._temporary is not None:
-            self._below = descendants(os.getpid())  # a raylet that dies leaves its own behind
+        self._session.note_processes()
         for rank, actor in enumerate(running.actors):
             environment = rank_environment(running.job, rank, address)
             log = log_file(rank)
@@ -321,133 +238,8 @@ class RayLauncher:
         return ("out_of_memory" if memory else "crash"), text
 
 
-def _somebody_at(address: str) -> bool:
-    """Whether a port answers; Ray itself asks for minutes. What is no HOST:PORT is left to Ray."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or "/" in host or int(port) > 65535:
-        return True
-    return Head(address).answers(0.0)
-
-
 def _strategy(job: Work) -> str:
     """How ranks lie on nodes: one each, all on one, or as close as they fit."""
     if spread(job):
         return "STRICT_SPREAD"
     return "STRICT_PACK" if isinstance(job, Errand) else "PACK"
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Variables set, or taken away, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-
-    def put(found: Mapping[str, str | None]) -> None:
-        for name, value in found.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    put(values)
-    try:
-        yield
-    finally:
-        put(before)
-
-
-def _read_settings(ray: Any) -> None:
-    """Make Ray's client look at the variables again, which it reads when it is imported.
-
-    And at its token: a Ray started later in this process has another one.
-    """
-    with contextlib.suppress(AttributeError):
-        ray._raylet.Config.initialize("")
-        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _imported() -> Any:
-    """Ray, told to be quiet before it is imported."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        hint = "pip install 'autoparallel-planner[profile]', or use --launcher subprocess"
-        raise ConfigError(f"--launcher: 'ray' needs Ray ({error}); {hint}") from error
-    return ray
-
-
-def _rank_actor(ray: Any) -> Any:
-    """The actor class. Made in a function, so that Ray sends it by value to nodes without us."""
-
-    class Rank:
-        """One rank: unpacks the worker, runs it, and answers questions meanwhile."""
-
-        def __init__(self) -> None:
-            self.folder = ""
-
-        def place(self) -> tuple[str, int]:
-            """This node, and a port free on it for the ranks to meet at."""
-            import socket
-
-            with socket.socket() as probe:
-                probe.bind(("", 0))
-                return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
-
-        @ray.method(concurrency_group="look")  # type: ignore[untyped-decorator]
-        def steps(self) -> str:
-            """The steps so far, where only this node can read them."""
-            import pathlib
-
-            file = pathlib.Path(self.folder, "steps.jsonl")
-            return file.read_text(encoding="utf-8") if self.folder and file.exists() else ""
-
-        def run(
-            self,
-            code: dict[str, bytes],
-            job: str,
-            environment: dict[str, str],
-            folder: str,
-            log: str,
-        ) -> dict[str, str]:
-            """Train; returns how it ended with the end of its log."""
-            import os
-            import pathlib
-            import shutil
-            import sys
-            import tempfile
-
-            given = pathlib.Path(folder)
-            shared = (given / "job.json").is_file() and (given / "job.json").read_text() == job
-            base = str(given) if shared else None
-            parcel = pathlib.Path(tempfile.mkdtemp(prefix=".worker-", dir=base))
-            place = given if shared else parcel
-            self.folder = "" if shared else str(parcel)
-            try:
-                for name, content in code.items():
-                    (parcel / name).parent.mkdir(parents=True, exist_ok=True)
-                    (parcel / name).write_bytes(content)
-                if not shared:  # else a rank would read what another is just writing
-                    (place / "job.json").write_text(job)
-                os.environ.update(environment)
-                sys.path.insert(0, str(parcel))
-                for name in [n for n in sys.modules if n.split(".")[0] == "autoparallel"]:
-                    del sys.modules[name]
-                descriptor = os.open(place / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-                os.dup2(descriptor, 1)
-                os.dup2(descriptor, 2)
-                from autoparallel.profiling.worker.rank import run_in_folder
-
-                end = run_in_folder(place, os.environ)
-                steps = place / "steps.jsonl"
-                return {
-                    "outcome": end.outcome,
-                    "end": end.text(),
-                    "log": (place / log).read_bytes()[-4000:].decode("utf-8", "replace"),
-                    "steps": steps.read_text(encoding="utf-8") if steps.exists() else "",
-                }
-            finally:
-                shutil.rmtree(parcel, ignore_errors=True)
-
-    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"look": 1})(Rank)

@@ -24,7 +24,7 @@ from autoparallel import strict_json as check
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.job import Job, Result
 
-FOLDER, JOURNAL, RESERVE = "trials", "journal.jsonl", ".reserve"
+FOLDER, JOURNAL, RESERVE, LOCK = "trials", "journal.jsonl", ".reserve", ".lock"
 RESERVE_BYTES = 256 * 1024
 REUSED = ("ok", "out_of_memory", "invalid")
 """Outcomes that the same job would have again; a crash or a timeout is worth another try."""
@@ -63,6 +63,16 @@ class Store:
                 f"{self.folder}: cannot be used for trials ({error.strerror}); free some space or "
                 "choose another folder"
             ) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other drivers of this folder out for a while; where that cannot be, hope."""
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+                held.callback(os.close, descriptor)
+                _lock(descriptor)
+            yield
 
     @property
     def journal(self) -> Path:
@@ -158,7 +168,7 @@ class Store:
 def _answers(result: Result, job: Job) -> bool:
     if result.outcome not in REUSED:
         return False
-    return result.outcome != "ok" or (result.ok and len(result.step_s) >= job.steps)
+    return not result.ok or len(result.step_s) >= job.steps
 
 
 def _line(job: Job, result: Result) -> bytes:

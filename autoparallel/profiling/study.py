@@ -19,7 +19,7 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ from autoparallel.profiling.beliefs import (
     TRIAL_SIGMA,
     UNKNOWN_STEP_SIGMA,
     Beliefs,
+    Column,
 )
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import Progress, Watch
@@ -126,6 +127,8 @@ class Study:
         top: Layouts to measure.
         steps: Timed steps of a first trial.
         target_probability: P(best) at which to stop.
+        confirmed: P(best) of every candidate by a longer computation, asked before the search ends
+            because P(best) is high enough; None where there is none.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Study:
         top: int = 3,
         steps: int = 3,
         target_probability: float = TARGET_PROBABILITY,
+        confirmed: Callable[[], Column | None] = lambda: None,
     ) -> None:
         self.candidates = tuple(candidates)
         self.seen = Seen()
@@ -146,9 +150,11 @@ class Study:
         self._top = top
         self._steps = steps
         self._target = target_probability
+        self._confirmed = confirmed
         self._sampler = _Chosen()
         self._asked: dict[int, optuna.Trial] = {}
         self._running: dict[int, int] = {}
+        self._more: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(
             study_name=name,
@@ -178,7 +184,7 @@ class Study:
         supposed = {i: (float(seconds[i]), TRIAL_SIGMA) for i in self.running if i not in trials}
         return self._prior.after(trials | supposed)
 
-    def best_probability(self, *, supposing: bool = False) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def best_probability(self, *, supposing: bool = False) -> Column:
         """P(best) of every candidate now; see `beliefs`."""
         fits = np.array([c.fits_probability for c in self.candidates])
         fits[list(self.seen.measured)] = 1.0
@@ -211,6 +217,8 @@ class Study:
             ) from error
         self._asked[trial.number] = trial
         self._running[trial.number] = index
+        if steps > self._steps:
+            self._more.add(index)
         return Pick(candidate=index, steps=steps, number=trial.number)
 
     def watch(self, pick: Pick) -> Watch:
@@ -264,6 +272,7 @@ class Study:
     def give_up(self, pick: Pick) -> None:
         """A trial that was interrupted counts for nothing."""
         self._running.pop(pick.number, None)
+        self._more.discard(pick.candidate)
         with contextlib.suppress(StorageInternalError):
             self._optuna.tell(pick.number, state=TrialState.FAIL)
 
@@ -281,6 +290,9 @@ class Study:
                 return None
         chances = self.best_probability()
         best = self.best()
+        if best is not None and chances[best] >= self._target:
+            longer = self._confirmed()
+            chances = chances if longer is None else longer
         if best is not None and chances[best] >= self._target:
             self.reason = f"P(best) of {self.candidates[best].layout} is {chances[best]:.2f}"
             return None
@@ -308,8 +320,11 @@ class Study:
 
         return min(open_, key=place)
 
-    def _survivor(self, chances: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
-        """The measured layout that may still be best and has the fewest steps behind it."""
+    def _survivor(self, chances: Column) -> int | None:
+        """The measured layout that may still be best and has the fewest steps behind it.
+
+        Once each: a program of the user's own may run as many steps as it likes.
+        """
         elsewhere = self._elsewhere()
         short = [
             i
@@ -317,6 +332,7 @@ class Study:
             if len(result.step_s) < MORE_STEPS * self._steps
             and not result.stopped_early
             and i not in self.seen.failed
+            and i not in self._more
             and i not in elsewhere
             and chances[i] >= SURVIVES
         ]

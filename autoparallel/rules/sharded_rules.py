@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from autoparallel.rules.case import BLOCK, FULL, Bool, RuleCase, splits
-from autoparallel.rules.rule import CP, GRANULARITY, PLAN_FIELDS, PP, SP, TP, rule
+from autoparallel.rules.rule import CP, EP, GRANULARITY, PLAN_FIELDS, PP, SP, TP, rule
 
-FSDP2 = ("fsdp2",)
+FSDP2 = ("fsdp2", "automodel")
+"""`fsdp2` has the exporters of torchtitan and AutoModel, `automodel` has AutoModel's alone."""
+AUTOMODEL = ("automodel",)
 DEEPSPEED = ("deepspeed",)
 _TITAN = "pytorch/torchtitan v0.2.2 torchtitan"
 _AUTOMODEL = "NVIDIA-NeMo/Automodel v0.7.0 nemo_automodel/components/distributed"
@@ -34,7 +36,14 @@ def _not_titan(case: RuleCase) -> Bool:
     AutoModel recomputes every layer or none.
     """
     m = case.m
-    return (m.k < 3) | (m.bias > 0) | (m.qkv_bias > 0) | (m.window > 0)
+    taken = (m.k < 3) | (m.bias > 0) | (m.qkv_bias > 0) | (m.window > 0)
+    return taken | (AUTOMODEL[0] in case.limits.framework)
+
+
+def _no_own_experts(case: RuleCase) -> Bool:
+    """Whether the model's experts are neither DeepSeek-V3's, Qwen3-MoE's nor GPT-OSS's."""
+    m = case.m
+    return (m.qk_norm == 0) & (m.bias == 0) & ((m.r_kv == 0) | (m.router_bias == 0))
 
 
 SHARDED_MESH = (
@@ -55,6 +64,15 @@ SHARDED_MESH = (
         "use pp1",
         f"{_TITAN}/models; {_AUTOMODEL}/pipelining/hf_utils.py",
         FSDP2,
+    ),
+    rule(
+        "own_experts",
+        (EP, "qk_layernorm", "kv_lora_rank"),
+        lambda c: (c.k.ep > 1) & _no_own_experts(c),
+        "{ep}: AutoModel splits the experts of DeepSeek-V3, Qwen3-MoE and GPT-OSS, no others",
+        "use ep1, or fsdp2",
+        "NVIDIA-NeMo/Automodel v0.7.0 nemo_automodel/components/models",
+        AUTOMODEL,
     ),
 )
 SHARDED_SEQUENCE = (

@@ -20,7 +20,7 @@ import numpy as np
 from autoparallel import catalog
 from autoparallel.calibration.run import run as calibrated
 from autoparallel.calibration.run import write
-from autoparallel.campaign.record import measured_row
+from autoparallel.campaign.rows import measured_row
 from autoparallel.cost.case import Case
 from autoparallel.cost.compute import head
 from autoparallel.cost.memory import memory, memory_of_stage

@@ -19,7 +19,7 @@ STAGES, REPLICAS = 4, 2
 HIDDEN = (1024, 2048, 4096, 8192)
 BATCHES = ((1, 2048), (4, 2048), (1, 8192))
 """Micro-batch and sequence length."""
-TIMEOUT_S = 240.0
+TIMEOUT_S = 90.0
 Kind = Callable[[int, int], Model]
 """Hidden size and layers -> a model."""
 PIECES = ("job-gpt", "job-llama", "rank-gpt", "rank-llama")
@@ -83,7 +83,7 @@ def _settled(job: Job, tiny: bool, device: str, steps: int, warmup_steps: int) -
     """A run's job on this device."""
     sized = _shrunk(job) if tiny else job
     timed = replace(sized, steps=steps, warmup_steps=warmup_steps, timeout_s=TIMEOUT_S)
-    return replace(timed, device=device, impl="sdpa" if device == "cuda" else "auto")
+    return replace(timed, device=device, impl="sdpa")
 
 
 def _layers(hidden: int) -> int:

@@ -15,6 +15,7 @@ from autoparallel.planning import estimate, search
 from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA
 from autoparallel.profiling.job import Job, RankReport, Result, timing
 from autoparallel.profiling.launcher import Progress
+from autoparallel.profiling.study import TARGET_PROBABILITY
 from autoparallel.request import training_request
 from autoparallel.scoreboard import validate
 
@@ -118,6 +119,17 @@ def test_the_rows_are_the_scoreboards_and_the_constants_are_used(tmp_path):
     fitted = validate([tmp_path / "measured.csv"], profiles_dir=tmp_path / "profiles")
     assert score.scored == score.rows >= 4
     assert fitted.time["median_ape"] < score.time["median_ape"]
+
+
+def test_the_chance_that_ends_a_campaign_is_the_plans(tmp_path):
+    def seconds(job):
+        return 0.05 if job.layout.pipeline_model_parallel_size > 1 else 0.2
+
+    outcome = campaign(tmp_path, Instant(seconds)).run()
+    first = recorded(tmp_path, PLAN, REQUEST, outcome).plan.entries[0]
+    chance = first.corrected.best_probability
+    assert outcome.reason == f"P(best) of {first.layout} is {chance:.2f}"
+    assert chance >= TARGET_PROBABILITY
 
 
 def test_finished_trials_are_never_run_again(tmp_path):
@@ -258,6 +270,16 @@ def test_ranks_stand_for_first_middle_and_last_stage():
     whole = combined(BIG, entry(), jobs, results)
     assert whole.iteration_s == pytest.approx(entry().iteration_s)
     assert whole.peak_memory_bytes == 3e9
+
+
+def test_ranks_correct_the_plan_without_a_step_time_of_their_own(tmp_path):
+    launcher = Instant(slow_replicas)
+    outcome = campaign(tmp_path, launcher, mode=Mode(name="rank"), top=2).run()
+    found = recorded(tmp_path, PLAN, REQUEST, outcome)
+    assert {job.mode for job in launcher.ran} == {"rank"}
+    assert found.corrects
+    assert not (tmp_path / "profiles").exists()
+    assert all(e.corrected for e in found.plan.entries)
 
 
 def test_one_failed_rank_fails_the_layout():

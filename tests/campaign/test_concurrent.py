@@ -1,10 +1,11 @@
 """Several trials at a time: bounded, told apart, ended together."""
 
+import threading
 from dataclasses import replace
 from zlib import crc32
 
 import pytest
-from test_campaign import BIG, PLAN, REQUEST, Instant, settings
+from test_campaign import BIG, PLAN, REQUEST, Instant, campaign, settings, slow_replicas
 
 from autoparallel.campaign import Campaign
 from autoparallel.campaign.modes import Mode
@@ -144,3 +145,17 @@ def test_out_of_memory_while_others_run_prunes_what_needs_more(tmp_path):
     needed = {c.layout: c.memory_bytes for c in outcome.study.candidates}
     assert later
     assert all(needed[layout] <= needed[failed[0]] for layout in later)
+
+
+def test_drivers_that_start_at_once_make_the_study_one_after_the_other(tmp_path):
+    store = Store(tmp_path)
+    store.prepare()
+    made = []
+    start = threading.Thread(target=lambda: made.append(campaign(tmp_path, Instant(slow_replicas))))
+    with store.alone():
+        start.start()
+        start.join(timeout=4.0)
+        assert made == []
+        assert not (tmp_path / "trials" / "study.db").exists()
+    start.join()
+    assert made

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripts import script
 
-from autoparallel.cli.profile import seconds
+from autoparallel.cli.profile_settings import seconds
 from autoparallel.errors import ConfigError
 from autoparallel.plan import load_plan
 from autoparallel.profiling.store import Store
@@ -63,6 +63,29 @@ def test_three_kinds_of_layouts_are_measured_by_megatron_through_ray(run):
     assert again.stdout == (run / "plan.json").read_text()
     assert again.stderr == ""
     assert json.loads(again.stdout)["plan"][0]["measured"]["mode"] == "job"
+
+
+def test_the_users_own_job_stands_for_ranks_of_a_made_up_world(tmp_path):
+    words = ("--model", "llama-3.1-8b", "--cluster", "dgx-h100", "--gpus", "64", "--quiet")
+    space = ("space.pipeline_model_parallel_size=[4]", "space.tensor_model_parallel_size=[2]")
+    assert autoparallel(tmp_path, "search", *words, *space, "--out", "run").returncode == 0
+    own = f"{sys.executable} {ROOT / 'tests/profiling/fake_rank.py'} @{{args_file}}"
+    proof = ("profile", "run", "--mode", "rank", "--top", "1", "--steps", "3", "--budget", "5m")
+    done = autoparallel(tmp_path, *proof, "--command", own)
+    assert done.returncode == 0, done.stderr
+    assert "the step time is the last stage's" in done.stdout
+    trials = Store(tmp_path / "run").trials()
+    assert {t.job.rank for t in trials} == {0, 16, 48, 63}
+    found = next(e for e in load_plan(tmp_path / "run").entries if e.measured)
+    assert (found.measured.mode, found.measured.device) == ("rank", "cuda")
+    assert found.measured.iteration_s > 0.9
+    assert found.measured.peak_memory_bytes == 2064 * 2**20
+    again = autoparallel(tmp_path, *proof, "--command", own)
+    assert again.returncode == 0, again.stderr
+    assert len(Store(tmp_path / "run").trials()) == len(trials)
+    refused = autoparallel(tmp_path, *proof, "--command", "torchrun x.py @{args_file}")
+    assert refused.returncode == 2
+    assert "write 'python pretrain_gpt.py @{args_file}'" in refused.stderr
 
 
 @pytest.mark.parametrize(

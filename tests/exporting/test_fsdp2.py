@@ -14,6 +14,7 @@ from autoparallel.errors import ConfigError
 from autoparallel.exporting import TrainingJob
 from autoparallel.exporting.fsdp2 import program, settings
 from autoparallel.exporting.hf_model import hf_config
+from autoparallel.framework import framework
 from autoparallel.hf_config import from_hf_config
 
 CLASSES = keys("automodel_0.7.0")["classes"]
@@ -51,6 +52,21 @@ def test_loads_in_automodels_own_records(of: TrainingJob) -> None:
         assert_known(data, CLASSES["MockIterableDatasetConfig"], "dataset")
         backend = {k: v for k, v in found["model"].get("backend", {}).items() if k != "_target_"}
         assert_known(backend, CLASSES["BackendConfig"], "backend")
+
+
+def test_optimizer_states_are_the_bytes_that_the_framework_counts() -> None:
+    """fp32 weights and states, or bf16 weights with 16-bit remainders and bf16 moments."""
+    for name, dtype, optimizer in (
+        ("fsdp2", "float32", "AdamW"),
+        ("automodel", "bfloat16", "FusedAdam"),
+    ):
+        found = loaded(job(LLAMA, f"tp8 pp1 mbs1 sp zero3 fw={name}"))
+        traits = framework(name).traits
+        assert found["model"]["torch_dtype"] == dtype
+        assert found["optimizer"]["_target_"].endswith(optimizer)
+        halves = "exp_avg_dtype" in found["optimizer"]
+        assert traits.moment_bytes == (4 if halves else 8)
+        assert traits.master_bytes == 2
 
 
 @pytest.mark.parametrize("of", JOBS, ids=lambda j: f"{j.model.name} {j.layout}")
@@ -120,3 +136,18 @@ def test_every_hugging_face_config_reads_back_as_the_same_model(name: str) -> No
 def test_what_automodel_cannot_say_is_refused(of: TrainingJob, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         program(of)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "scores"),
+    [
+        ("deepseek-v2-lite", "greedy", "softmax"),
+        ("deepseek-v2", "group_limited_greedy", "softmax"),
+        ("deepseek-v3", "noaux_tc", "sigmoid"),
+    ],
+)
+def test_deepseeks_choose_experts_as_their_own_configs_say(
+    name: str, method: str, scores: str
+) -> None:
+    found = hf_config(catalog.model(name), 4096)
+    assert (found["topk_method"], found["scoring_func"]) == (method, scores)

@@ -15,7 +15,7 @@ from autoparallel.framework import framework
 from autoparallel.layout import Layout
 from autoparallel.request import TrainingRequest, training_request
 
-FRAMEWORKS = ("megatron-core", "megatron-lm", "fsdp2", "deepspeed")
+FRAMEWORKS = ("megatron-core", "megatron-lm", "fsdp2", "automodel", "deepspeed")
 MODELS = (
     "gpt-tiny",
     "gpt3-5b",
@@ -40,6 +40,11 @@ FAST = (
     ("fsdp2", "nemotron-4-15b", 8),
     ("fsdp2", "mixtral-8x7b", 64),
     ("fsdp2", "gpt-oss-20b", 64),
+    ("automodel", "gpt-tiny", 8),
+    ("automodel", "nemotron-4-15b", 24),
+    ("automodel", "mixtral-8x7b", 512),
+    ("automodel", "gpt-oss-20b", 64),
+    ("automodel", "qwen2.5-7b", 2048),
     ("deepspeed", "llama-3.1-8b", 64),
     ("deepspeed", "qwen3-30b-a3b", 512),
     ("deepspeed", "gpt-tiny", 8),
@@ -62,7 +67,7 @@ def refusals(request: TrainingRequest, layout: Layout) -> list[str]:
 
 def is_known(request: TrainingRequest) -> bool:
     """Whether any exporter of the framework has the model: on one GPU, with nothing split."""
-    zero = {"fsdp2": 2, "deepspeed": 1}.get(request.framework, 1)
+    zero = {"fsdp2": 2, "automodel": 2, "deepspeed": 1}.get(request.framework, 1)
     plain = Layout(zero_stage=zero, framework=request.framework)
     return not refusals(replace(request, num_gpus=1), plain)
 
@@ -90,7 +95,7 @@ def test_the_first_plans_of_many_jobs_can_be_exported(name: str) -> None:
     assert sum(found) > 100
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "deepspeed"])
+@pytest.mark.parametrize("name", ["fsdp2", "automodel", "deepspeed"])
 def test_what_neither_can_start_is_a_rule_with_a_message(name: str) -> None:
     request = training_request(model="deepseek-v3", num_gpus=512, framework=name)
     plan = planning.search(request)

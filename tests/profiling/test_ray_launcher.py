@@ -33,8 +33,7 @@ def test_without_its_head_a_launcher_raises_before_it_asks_ray_anything(head, tm
     server, address = head
     server.close()
     launcher = RayLauncher.__new__(RayLauncher)
-    launcher._head = Head(address)
-    launcher._calls = Calls(launcher._head)
+    launcher._calls = Calls(Head(address))
     with pytest.raises(ClusterGoneError, match="went away; run again to go on"):
         launcher.submit(None, tmp_path)
     assert list(tmp_path.iterdir()) == []

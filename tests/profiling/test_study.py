@@ -74,6 +74,25 @@ def test_a_clear_winner_ends_it_and_says_so():
     assert "P(best) of tp1 pp1 mbs8 zero1" in game.reason
 
 
+def test_a_longer_computation_may_keep_it_going():
+    doubtful = study(confirmed=lambda: np.array([0.8, 0, 0, 0.1, 0.1]))
+    picks = played(doubtful, [0.1, 9, 9, 9, 9])
+    assert [p.candidate for p in picks if p.steps > 2] == [0, 3, 4]
+    assert "are measured" in doubtful.reason
+    sure = study(confirmed=lambda: np.array([0.95, 0, 0, 0.05, 0]))
+    played(sure, [0.1, 9, 9, 9, 9])
+    assert sure.reason == "P(best) of tp1 pp1 mbs8 zero1 is 0.95"
+
+
+def test_what_runs_as_many_steps_as_it_likes_is_asked_for_more_once():
+    game, asked = study(top=1), []
+    while (pick := game.ask()) and len(asked) < 10:
+        asked.append(pick.steps)
+        game.tell(pick, result(PREDICTED[pick.candidate]))
+    assert asked == [2, 2 * MORE_STEPS]
+    assert "are measured" in game.reason
+
+
 def test_survivors_get_more_steps_and_the_beaten_do_not():
     game = study()
     picks = played(game, [1.0, 1.0, 1.0, 1.001, 5.0])

@@ -209,6 +209,11 @@ def data_parallel_config(job: Job) -> Any:
     )
 
 
+FP16_LOSS_SCALE = 2.0**12
+"""Where the dynamic scale begins. Megatron's 2^32 overflows in the first fifteen steps or more,
+which leave the optimizer out: a short run would time none with it."""
+
+
 def optimizer_config(job: Job) -> Any:
     """Adam with gradient clipping, as the exported arguments have it."""
     dtype = half_dtype(job)
@@ -221,6 +226,7 @@ def optimizer_config(job: Job) -> Any:
         clip_grad=1.0,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
+        initial_loss_scale=FP16_LOSS_SCALE,
         params_dtype=dtype,
         use_distributed_optimizer=job.layout.zero_stage > 0,
         overlap_param_gather=_gathers(job.layout),

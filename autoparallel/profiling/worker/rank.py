@@ -185,7 +185,7 @@ def _implementation(job: Job, *, cuda: bool) -> str:
     if impl != "te":
         from autoparallel.profiling.worker import plain_kernels
 
-        plain_kernels.install(fused_adam=cuda)
+        plain_kernels.install(fused_optimizer=impl == "sdpa")
     if not cuda:
         from autoparallel.profiling.worker import cpu_shim
 
@@ -217,24 +217,25 @@ def _check_megatron() -> None:
 
 
 def _joined_world(job: Job, place: Place, device: Any) -> str:
-    """Enter the process group; returns its backend. `rank` mode enters a made-up one."""
+    """Enter the process group; returns its backend. `rank` mode enters a made-up one.
+
+    Without `device_id`, as Megatron-LM does: with it NCCL would connect every group of the layout
+    at once, used or not, each with its own buffers on the GPU.
+    """
+    if job.mode == "rank":
+        from autoparallel.profiling.worker import made_up_world
+
+        made_up_world.join(job.rank or 0, job.num_gpus)
+        return "fake"
     import torch.distributed as dist
 
-    if job.mode == "rank":
-        from torch.testing._internal.distributed.fake_pg import FakeStore
-
-        rank = job.rank or 0
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.num_gpus)
-        return "fake"
     backend = "nccl" if device.type == "cuda" else "gloo"
     name_interface(os.environ)
-    own = {"device_id": device} if device.type == "cuda" else {}
     dist.init_process_group(
         backend,
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(seconds=job.collective_timeout_s),
-        **own,
     )
     return backend
 
