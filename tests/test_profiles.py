@@ -134,9 +134,9 @@ def test_its_own_profile_is_used_as_it_is(folder):
 @pytest.mark.parametrize(
     ("there", "lender"),
     [
-        (("megatron-ampere", "megatron-volta", "all"), "megatron-ampere"),
-        (("nemo-hopper", "nemo-volta", "all"), "nemo-hopper"),
-        (("all",), "all"),
+        (("megatron-ampere", "nemo-hopper", "all"), "all"),
+        (("megatron-ampere", "megatron-volta"), "megatron-ampere"),
+        (("megatron-ampere", "nemo-hopper", "nemo-volta"), "nemo-hopper"),
     ],
 )
 def test_a_borrowed_profile_says_so_and_is_wider(folder, there, lender):
@@ -151,6 +151,12 @@ def test_a_borrowed_profile_says_so_and_is_wider(folder, there, lender):
         assert getattr(found.spread, f.name) == pytest.approx(
             BORROWED_SPREAD * getattr(Spread(), f.name)
         )
+
+
+def test_code_unlike_all_others_is_borrowed_of_itself(folder):
+    there = folder("nanotron-hopper", "nemo-blackwell", "all")
+    assert calibration("nanotron", "blackwell", there).borrowed_from == "nanotron-hopper"
+    assert calibration("fsdp", "blackwell", there).borrowed_from == "all"
 
 
 @pytest.mark.parametrize(

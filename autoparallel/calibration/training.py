@@ -20,7 +20,7 @@ from autoparallel.constants import CONSTANT_NAMES, Constants
 from autoparallel.cost.step import StepTime, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
-from autoparallel.profiles import Calibration, Spread, by_nearness
+from autoparallel.profiles import EVERYTHING, Calibration, Spread, stand_ins
 
 Column = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -71,7 +71,6 @@ SOFTWARE = (
 GLOBAL_WIDTH, FAMILY_WIDTH = 0.3, 0.3
 IDENTIFIED = 0.6
 """A constant is measured when the data shrink its prior's width to this share or less."""
-EVERYTHING = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -206,10 +205,11 @@ def leave_one_group_out(
 def _without(rows: Rows, family: str, among: Mask, base: Constants) -> Constants:
     """The constants a prediction for `family` rests on when only the runs of `among` are known.
 
-    Its own when it has runs there, else those of the relative that `profiles` would borrow.
+    Its own when it has runs there, else those that `profiles` would borrow.
     """
     known = set(rows.families[among].tolist())
-    for candidate in by_nearness(framework_part(family), family.rpartition("-")[2]):
+    candidates = stand_ins(framework_part(family), family.rpartition("-")[2])
+    for candidate in candidates[: candidates.index(EVERYTHING)]:
         if candidate in known:
             own = fit_family(rows, candidate, among, base)
             assert own is not None
@@ -242,8 +242,8 @@ def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Col
     """What an unmeasured job of its family would err, by run: log(predicted / measured).
 
     Left out with its split group, where the family has others. A family of one group is predicted
-    by a relative then, which says too much, and by its own fit too little, even times how much more
-    other families err unseen than seen: there it is the geometric mean of the two.
+    by the fit to everything else then, which says too much, and by its own too little, even times
+    how much more other families err unseen than seen: there it is the geometric mean of the two.
     """
     seen, errors = errors_of(rows, fits), left_out.log_errors.copy()
     alone = np.zeros(len(rows.readings), dtype=bool)

@@ -17,6 +17,7 @@ _SINGLE = (
     "errors.py",
     "layout/__init__.py",
     "layout/columns.py",
+    "layout/distinct.py",
     "layout/product.py",
     "layout/record.py",
     "layout/words.py",

@@ -11,10 +11,10 @@ import numpy as np
 
 from autoparallel.calibration.identify import NOT_TOLD
 from autoparallel.calibration.run import Outcome
-from autoparallel.calibration.training import EVERYTHING, LeftOut, Rows, errors_of, time_family
+from autoparallel.calibration.training import LeftOut, Rows, errors_of, time_family
 from autoparallel.cost.step import interval_s
 from autoparallel.cost.unique import gathered
-from autoparallel.profiles import Calibration
+from autoparallel.profiles import EVERYTHING, Calibration
 from autoparallel.scoreboard.predictions import calibration_of, folders
 from autoparallel.scoreboard.scores import Block, Column, Errors, error_block, macro_block
 from autoparallel.scoreboard.text import ERROR_COLUMNS, Text, error_row, percent
