@@ -44,11 +44,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def measured(model: str, gpus: int, space: str, cores: int, most: float) -> dict[str, float]:
     """One search, or as much of it as fits `most` seconds, in this process."""
     from autoparallel.planning import candidates_of
-    from autoparallel.ranking import cost_model, order, ranked, setting
+    from autoparallel.ranking import cost_model, ranked, setting
     from autoparallel.request import training_request
 
     _pin(cores)
-    order.WORKERS = cores
     request = training_request(model=model, num_gpus=gpus, space=space)
     wall, cpu = time.perf_counter(), time.process_time()
     where = setting(request)
