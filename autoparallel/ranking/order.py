@@ -24,8 +24,9 @@ Result = TypeVar("Result")
 
 KEPT = 20_000
 SAMPLED = 20_000
-WORKERS = 2
-"""Threads that evaluate, the one that walks the space among them."""
+WORKERS = 1
+"""Threads that evaluate, the one that walks the space among them. A second one waits for the
+interpreter's lock longer than it works: benchmarks/LOG.md."""
 QUEUED = 2
 """Blocks that another thread has before it, the one in work counted."""
 LAZY = 8
