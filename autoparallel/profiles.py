@@ -39,7 +39,7 @@ class Calibration:
 
     Attributes:
         state: `measured` when fitted to runs of this very family, `assumed` when borrowed or prior.
-        borrowed_from: The relative whose constants these are; empty when they are its own.
+        borrowed_from: The profile whose constants these are; empty when they are its own.
         measured_names: Constants that the runs could tell apart; the others stand at their prior.
     """
 
@@ -52,6 +52,11 @@ class Calibration:
     rows: int = 0
     measured_names: tuple[str, ...] = ()
     source: str = ""
+
+    @property
+    def lender(self) -> str:
+        """Whose constants these are, in words; empty when they are its own."""
+        return "everything measured" if self.borrowed_from == EVERYTHING else self.borrowed_from
 
 
 GENERATIONS = (

@@ -156,7 +156,10 @@ def test_a_borrowed_profile_says_so_and_is_wider(folder, there, lender):
 def test_code_unlike_all_others_is_borrowed_of_itself(folder):
     there = folder("nanotron-hopper", "nemo-blackwell", "all")
     assert calibration("nanotron", "blackwell", there).borrowed_from == "nanotron-hopper"
+    assert calibration("nanotron", "blackwell", there).lender == "nanotron-hopper"
     assert calibration("fsdp", "blackwell", there).borrowed_from == "all"
+    assert calibration("fsdp", "blackwell", there).lender == "everything measured"
+    assert calibration("fsdp", "blackwell", folder("fsdp-blackwell")).lender == ""
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _recalibrated(run: Path, request: TrainingRequest, rows: Sequence[MeasuredRu
         state="measured",
         borrowed_from="",
         rows=len(timed.readings),
-        source=f"{ROWS_FILE}: {len(timed.readings)} trials, near {known.borrowed_from or family}",
+        source=f"{ROWS_FILE}: {len(timed.readings)} trials, near {known.lender or family}",
     )
     profile = Profile(calibration=rounded(found), groups=tuple(dict.fromkeys(timed.data.groups)))
     path = write_profile(run / PROFILES_FOLDER, profile)

@@ -234,8 +234,8 @@ def rests_on(found: Calibration, entry: PlanEntry | None) -> list[Line]:
     if found.state == "measured":
         text = f"Numbers rest on {found.rows} measured runs of {found.family}"
     elif found.borrowed_from:
-        text = f"Numbers for {found.family} are borrowed from {found.borrowed_from}"
-        text += f" ({found.rows} runs)"
+        text = f"Numbers for {found.family} are borrowed from {found.lender}"
+        text += f" ({found.rows:,} runs)"
     else:
         text = f"Numbers for {found.family} are assumed"
     text += f" ({found.source})" if found.source else ""

@@ -60,8 +60,8 @@ def rests_on(found: Calibration) -> str:
     if found.state == "measured":
         text = f"Constants are fitted to {found.rows} measured runs of {found.family}"
     elif found.borrowed_from:
-        text = f"Constants for {found.family} are borrowed from {found.borrowed_from}"
-        text += f" ({found.rows} runs)"
+        text = f"Constants for {found.family} are borrowed from {found.lender}"
+        text += f" ({found.rows:,} runs)"
     else:
         text = f"Constants for {found.family} are assumed"
     return text + (f" ({found.source})." if found.source else ".")
