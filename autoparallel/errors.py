@@ -20,6 +20,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 _LONGEST_NAME = 200
+INSTALL_PROFILE = "pip install 'autoparallel-planner[profile]'"
+"""What to try where torch, megatron-core or Ray is missing."""
 
 
 class AutoparallelError(Exception):
