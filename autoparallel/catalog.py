@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from autoparallel.catalog_schema import (
     aliases_of,
+    checkpoints_of,
     cluster_record,
     gpu_record,
     leaves,
     model_record,
     source_of,
     sources_of,
+    with_weights,
 )
 from autoparallel.errors import CatalogError, nearest
 from autoparallel.hardware import Cluster, Gpu
@@ -127,6 +128,11 @@ def _entry(
     path = _path_of(name_or_path) or _find(group, str(name_or_path), config_dir)
     values = read_yaml(path)
     aliases_of(values, path.stem)
+    own = checkpoints_of(values, path.stem) if group == "model" else {}
+    asked = str(name_or_path).lower()
+    for other, checkpoint in own.items():
+        if other.lower() == asked:
+            return path.stem, with_weights(values, checkpoint)
     return path.stem, values
 
 
@@ -191,8 +197,4 @@ def _is_also_called(path: Path, name: str) -> bool:
             return False
     except OSError:
         return False
-    return name in (alias.lower() for alias in _aliases(read_yaml(path), path))
-
-
-def _aliases(values: Mapping[str, object], path: Path) -> tuple[str, ...]:
-    return aliases_of(values, path.stem)
+    return name in (alias.lower() for alias in aliases_of(read_yaml(path), path.stem))

@@ -8,6 +8,7 @@ between fields (query groups divide heads, an NVLink domain holds whole nodes) a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -111,6 +112,7 @@ CLUSTER_RULES = {
         least=1e-3, most=1e5, factor=GB, into="checkpoint_bandwidth_bytes_per_s_per_node"
     ),
 }
+_HUGGING_FACE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 CORES = "cores"
 """Word for "as many as this machine has processor cores" in `gpus_per_node`."""
 
@@ -136,7 +138,7 @@ def model_record(name: str, values: Mapping[str, object]) -> Model:
     )
 
 
-_MODEL_TOP = ("training", "sources", "aliases")
+_MODEL_TOP = ("training", "sources", "aliases", "checkpoints")
 
 
 def check_model(name: str, fields: Mapping[str, Any]) -> None:
@@ -252,9 +254,9 @@ def source_of(field: str, sources: Mapping[str, str]) -> str:
 
 
 def leaves(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted path and value of everything in a file that is data: no aliases, no sources."""
+    """Dotted path and value of everything in a file that is data: no names, no sources."""
     for key, value in values.items():
-        if not prefix and key in ("aliases", "sources"):
+        if not prefix and key in ("aliases", "checkpoints", "sources"):
             continue
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -268,5 +270,29 @@ def one_source(sources: Iterable[str]) -> str:
 
 
 def aliases_of(values: Mapping[str, object], name: str) -> tuple[str, ...]:
-    """Other names of an entry."""
-    return text_list(values, "aliases", name)
+    """Other names of an entry, those with a checkpoint of their own last."""
+    return (*text_list(values, "aliases", name), *checkpoints_of(values, name))
+
+
+def checkpoints_of(values: Mapping[str, object], name: str) -> dict[str, str]:
+    """The `checkpoints:` of a model: other names of these dimensions to their own weights.
+
+    Returns:
+        Name to Hugging Face id (`deepseek-r1` to `deepseek-ai/DeepSeek-R1`).
+    """
+    block = submapping(values, "checkpoints", name)
+    for other, found in block.items():
+        if not isinstance(found, str) or not _HUGGING_FACE_ID.fullmatch(found):
+            where, hint = f"{name}.checkpoints.{other}", "write it as deepseek-ai/DeepSeek-R1"
+            raise catalog_error(where, found, "is not a Hugging Face id", hint)
+    return {other: str(found) for other, found in block.items()}
+
+
+def with_weights(values: Mapping[str, object], checkpoint: str) -> dict[str, object]:
+    """A model's file whose source names the weights of `checkpoint` first."""
+    sources = values.get("sources")
+    known = dict(sources) if isinstance(sources, dict) else {}
+    address = f"https://huggingface.co/{checkpoint}"
+    dimensions = known.pop(EVERYTHING, "")
+    first = f"{address}, with the dimensions of {dimensions}" if dimensions else address
+    return {**values, "sources": {EVERYTHING: first, **known}}

@@ -101,7 +101,11 @@ def read_envelope(path: Path | str, read: Callable[[Any], Read]) -> Read:
         ConfigError: no such file, over 64 MB, not whole JSON, or refused by `read`.
     """
     place = Path(path)
-    place = place / PLAN_FILE if "\0" not in str(path) and place.is_dir() else place
+    if "\0" not in str(path):
+        place = place / PLAN_FILE if place.is_dir() else place
+        if not place.exists():
+            rule, hint = f"has no {PLAN_FILE}", "give the folder that `search` or `infer` wrote"
+            raise bad_value("run", str(path), rule if Path(path).exists() else "is not there", hint)
     try:
         return read(check.parsed(files.read_text(place, MAX_BYTES)))
     except ConfigError as error:

@@ -3,8 +3,8 @@
     AutoparallelError             exit 70 unless a subclass says otherwise
     ├── ConfigError               exit 2: a field, flag, layout or file that cannot be used
     │   └── CatalogError          exit 2: an unknown or malformed catalog entry
-    ├── ProfileError              exit 2: measured rows, constants or operator tables that cannot
-    be used ├── NothingFitsError          exit 3: no layout fits or meets the constraints
+    ├── ProfileError              exit 2: measured rows, constants or tables that cannot be used
+    ├── NothingFitsError          exit 3: no layout fits or meets the constraints
     └── LaunchError               exit 4: every trial failed
 
 A message has four parts: the field, its value, the rule with its numbers, and what to try.
@@ -20,6 +20,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 _LONGEST_NAME = 200
+INSTALL_PROFILE = "pip install 'autoparallel-planner[profile]'"
+"""What to try where torch, megatron-core or Ray is missing."""
 
 
 class AutoparallelError(Exception):

@@ -64,7 +64,9 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     """
     try:
         if not path.is_file():
-            raise bad_value("file", str(path), "is not an existing regular file")
+            if path.is_dir():
+                raise bad_value("file", str(path), "is a folder", "name a file in it")
+            raise bad_value("file", str(path), "is not an existing regular file", "check its path")
         with path.open("rb") as stream:
             data = stream.read(limit_bytes + 1)
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoparallel import catalog
-from autoparallel.catalog_schema import GENERATIONS, MODEL_REQUIRED, PEAKS
+from autoparallel.catalog_schema import GENERATIONS, MODEL_REQUIRED, PEAKS, aliases_of
 from autoparallel.errors import CatalogError
 from autoparallel.hardware import Cluster, Gpu
 from autoparallel.layout import PRECISIONS
@@ -92,9 +93,7 @@ def test_every_number_has_a_source(group: str, name: str) -> None:
 def test_no_name_or_alias_stands_twice(group: str) -> None:
     seen: list[str] = list(catalog.names(group))
     for name in catalog.names(group):
-        aliases = catalog.entry(group, name).get("aliases") or []
-        assert isinstance(aliases, list)
-        seen += [str(alias).lower() for alias in aliases]
+        seen += [alias.lower() for alias in aliases_of(catalog.entry(group, name), name)]
     assert len(seen) == len(set(seen))
 
 
@@ -179,6 +178,14 @@ def test_local_cpu_has_this_machines_cores() -> None:
 )
 def test_aliases(group: str, alias: str, name: str) -> None:
     assert LOADERS[group](alias) == LOADERS[group](name)
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1", "DeepSeek-R1"])
+def test_a_name_with_weights_of_its_own_is_the_same_model_from_another_source(name: str) -> None:
+    plain, own = catalog.model("deepseek-v3"), catalog.model(name)
+    assert replace(own, source="") == replace(plain, source="")
+    assert own.source.startswith("https://huggingface.co/deepseek-ai/DeepSeek-R1, ")
+    assert plain.source in own.source
 
 
 @pytest.mark.parametrize(("group", "name"), [("model", "deepseek-v3"), ("cluster", "dgx-h100")])
@@ -313,6 +320,9 @@ def test_a_path_that_is_no_file_is_refused(path: str) -> None:
         ("training: {seq_len: 5}", "did you mean 'seq_length'"),
         ("sources: {numlayers: x}", "source of no field"),
         ("aliases: gpt", "list of texts"),
+        ("checkpoints: gpt", "is not a mapping"),
+        ("checkpoints: {own: DeepSeek-R1}", "is not a Hugging Face id; write it as"),
+        ("checkpoints: {own: 'a/b; rm'}", "is not a Hugging Face id"),
         ("? [1, 2]\n: 3", "not plain text"),
         ("a: {b: {c: {d: {e: {f: {g: {h: {i: {j: {k: {l: {m: 1}}}}}}}}}}}}", "deeper"),
         ("- 3", "not YAML"),
@@ -394,6 +404,7 @@ _LINES = st.sampled_from(
         "moe_router_topk",
         "activation",
         "aliases",
+        "checkpoints",
         "sources",
         "training",
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,18 @@ def test_every_public_name_imports():
 def test_no_public_name_is_a_module():
     modules = {path.stem for path in (ROOT / "autoparallel").iterdir()}
     assert not modules & set(autoparallel.__all__)
+
+
+def test_every_room_is_a_package_and_stands_in_the_map():
+    """A folder without `__init__` is invisible to import-linter."""
+    package = ROOT / "autoparallel"
+    folders = {path.parent for path in package.rglob("*.py")}
+    assert [str(f) for f in folders if not (f / "__init__.py").is_file()] == []
+    rooms = {p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| rooms |")[2].partition("\n\n")[0]
+    named = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    mapped = re.findall(r"`(\w+)`", " ".join(named))
+    assert sorted(mapped) == sorted(room for room in rooms if not room.startswith("_"))
 
 
 def test_import_is_light():

@@ -189,6 +189,25 @@ def moved(request: Request, folders: Mapping[str, Path | None]) -> Request:
     return replace(request, **given) if given else request
 
 
+def entry_of_rank(plan: Any, rank: int, what: str) -> Any:
+    """The entry of a saved plan that stands in place `rank`.
+
+    Args:
+        plan: A plan of training or of serving.
+        rank: What the user asked for, from 1.
+        what: What its entries are called.
+
+    Raises:
+        ConfigError: the plan has no such place.
+    """
+    for entry in plan.entries:
+        if entry.rank == rank:
+            return entry
+    most = len(plan.entries)
+    hint = f"give 1 to {most}" if most else "search for more GPUs or other limits first"
+    raise bad_value("--rank", rank, f"is not in a plan of {most} {what}", hint)
+
+
 def split_words(words: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:
     """Positional words as a layout and the overrides.
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from autoparallel.cli import common
-from autoparallel.errors import bad_value
 
 
 def export_verb(
@@ -53,9 +52,7 @@ def export_verb(
     request = common.moved(saved, {"config_dir": config_dir})
     if site is not None:
         request = replace(request, site=site_record(site, request.config_path))
-    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
-    if entry is None:
-        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} layouts")
+    entry = common.entry_of_rank(plan, rank, "layouts")
     name, found = launch_files(request, entry.layout, to, launcher)
     folder = out or (run if run.is_dir() else run.parent)
     written = [str(path) for path in write_files(folder, name, found)]
@@ -99,9 +96,7 @@ def _export_serving(
     if site is not None:
         own = Path(request.config_dir) if request.config_dir else None
         request = replace(request, site=site_record(site, own))
-    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
-    if entry is None:
-        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} deployments")
+    entry = common.entry_of_rank(plan, rank, "deployments")
     folder = out or (run if run.is_dir() else run.parent)
     written = [str(path) for path in write_serving_files(request, entry, folder, target)]
     if json:

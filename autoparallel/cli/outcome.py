@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from autoparallel.errors import AutoparallelError, nearest
+from autoparallel.errors import AutoparallelError, nearest, shown
 
 BAD_INPUT, OWN_ERROR, INTERRUPTED = 2, 70, 130
 
@@ -88,8 +89,13 @@ def _usage(command: Any, error: Any) -> str:
     path = getattr(context, "command_path", "autoparallel")
     where = f"see `{path} --help`"
     message = " ".join(str(error.format_message()).split())
+    if (parameter := getattr(error, "param", None)) and "Input should" in message:
+        rule = message.partition("Input ")[2].rstrip(".")
+        return f"{parameter.opts[0]}: {_input(error)} {rule}; {where}"
     option = getattr(error, "option_name", None)
     if option and "No such option" in message:
+        if (group := str(option).lstrip("-")) in ("site", "workload"):
+            return f"no such option {option}; write {group}=NAME; {where}"
         known = [name for p in context.command.params for name in p.opts] if context else []
         return f"no such option {option}; {_closest(option, known)}; {where}"
     if message.startswith("No such command") and context is not None:
@@ -97,6 +103,13 @@ def _usage(command: Any, error: Any) -> str:
         commands = getattr(context.command, "commands", {})
         return f"no such command {word!r}; {_closest(word, commands)}; {where}"
     return f"{message.rstrip('.')}; {where}"
+
+
+def _input(error: Any) -> str:
+    """The value that Typer's reader refused, as a message quotes it."""
+    with contextlib.suppress(AttributeError, LookupError):
+        return shown((error.__cause__ or error.__context__).errors()[0]["input"])
+    return "the value"
 
 
 def _closest(word: str, known: Any) -> str:

@@ -94,9 +94,7 @@ def _choice(run: Path, rank: int) -> tuple[Mapping[str, Any], str, float | None]
         if "kind: 'serving'" not in str(error):
             raise
         plan = load_serving_plan(run)
-    entry = next((entry for entry in plan.entries if entry.rank == rank), None)
-    if entry is None:
-        raise bad_value("--rank", rank, f"is not in a plan of {len(plan.entries)} entries")
+    entry = common.entry_of_rank(plan, rank, "entries")
     if plan.kind == "serving":
         return plan.request, deployment(entry), None
     return plan.request, str(entry.layout), entry.iteration_s
@@ -315,8 +313,13 @@ def _lines(
             continue
         lines += [line for text in plain_lines(verdict) for line in screen.prose(f"  {text}")]
         if verdict.changes and not quiet:
-            lines += screen.prose(f"  {len(verdict.changes)} numbers, tables or files of code "
-                                  "differ from the pin", "dim")  # fmt: skip
+            n = len(verdict.changes)
+            differ = (
+                f"{n} numbers, tables or files of code differ"
+                if n > 1
+                else "1 number, table or file differs"
+            )
+            lines += screen.prose(f"  {differ} from the pin", "dim")
     for path, lock in repinned.items():
         before = next(v.pinned for v in verdicts if v.path == str(path))
         moved = "" if before == lock.pinned.layout else f", before {screen.firm(before)}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from autoparallel.cost.case import Case
+from autoparallel.cost.layer import layer_time
 from autoparallel.cost.schedule import Stages, pipeline_time
 from autoparallel.cost.simulator import simulate_stages
-from autoparallel.cost.step import layer_time, stages
+from autoparallel.cost.step import stages
 
 MOST_EVENTS = 200_000
 """Pieces of work beyond which a pipeline is not simulated: about a second."""

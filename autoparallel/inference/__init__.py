@@ -12,8 +12,7 @@ times and latencies, each a scalar or [N].
     engine_memory   `memory(...)` parts, `cache_room_bytes`, `kv_capacity_tokens`,
                     `kv_capacity_sequences`, `fits_probability`
     kernels         GEMM, attention, all-reduce, all-to-all of a step
-    steps           `mixed_step(setting, instance, Batch(...))` -> `StepTime` with its parts;
-                    `decode_step_s`, `prefill_step_s`, `mixed_step_s` are totals
+    steps           `mixed_step(setting, instance, Batch(...))` -> `StepTime` with its parts
     batching        `Load`, `closed_loop`, `poisson`, `max_throughput` -> `Latencies`
     offline         `offline_run(setting, instance, load, requests)` -> `OfflineRun`: so many
                     requests, all given at once

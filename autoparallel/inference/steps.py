@@ -71,25 +71,6 @@ class Batch:
     padding: Num = 0.0
 
 
-def decode_step_s(setting: Setting, instance: Instance, batch: Num, context_tokens: Num) -> Num:
-    """Time of a step in which `batch` sequences generate one token each."""
-    return mixed_step(setting, instance, Batch(decoding=batch, context_tokens=context_tokens)).total
-
-
-def prefill_step_s(
-    setting: Setting, instance: Instance, prompt_tokens: Num, prefix_tokens: Num = 0.0
-) -> Num:
-    """Time of a step that works through one prompt, or what comes after its cached prefix."""
-    attended = prefix_tokens + prompt_tokens / 2
-    batch = Batch(prompt_tokens=prompt_tokens, prompt_context=attended)
-    return mixed_step(setting, instance, batch).total
-
-
-def mixed_step_s(setting: Setting, instance: Instance, batch: Batch) -> Num:
-    """Time of a step with decoding sequences and prompt tokens together."""
-    return mixed_step(setting, instance, batch).total
-
-
 def mixed_step(setting: Setting, instance: Instance, batch: Batch) -> StepTime:
     """Parts of a step with decoding sequences and prompt tokens together."""
     copies = instance.attention_data_parallel_size

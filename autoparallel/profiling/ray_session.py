@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoparallel.errors import ConfigError, bad_value
+from autoparallel.errors import INSTALL_PROFILE, ConfigError, bad_value
 from autoparallel.profiling.process_tree import descendants
 from autoparallel.profiling.ray_calls import Calls
 from autoparallel.profiling.ray_head import Head
@@ -165,6 +165,6 @@ def _imported() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ImportError as error:
-        hint = "pip install 'autoparallel-planner[profile]', or use --launcher subprocess"
+        hint = f"{INSTALL_PROFILE}, or use --launcher subprocess"
         raise ConfigError(f"--launcher: 'ray' needs Ray ({error}); {hint}") from error
     return ray

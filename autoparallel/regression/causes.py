@@ -170,7 +170,9 @@ def _strongest(weighed: Sequence[tuple[float, Change, float]], words: Any) -> li
     strong.sort(key=lambda w: -abs(w[0]))
     shown = [Cause(name=c.name, message=f"{c.text}: {words(old)}") for _, c, old in strong[:NAMED]]
     if more := len(strong) - len(shown):
-        shown.append(Cause(name="others", message=f"and {more} more numbers"))
+        shown.append(
+            Cause(name="others", message=f"{more} more number{'s' * (more > 1)} changed too")
+        )
     return shown
 
 

@@ -76,9 +76,9 @@ def _winners(named: Sequence[tuple[str, TrainingRun]]) -> list[Item]:
         rows.append(
             [
                 label,
+                str(best.layout),
                 request.model.name,
                 f"{request.num_gpus:,} × {request.cluster.gpu.name}",
-                str(best.layout),
                 f"{request.global_batch_size:,} × {request.seq_length:,}",
                 amount(request.tokens),
                 time_text(best.iteration_s or 0.0),
@@ -88,7 +88,7 @@ def _winners(named: Sequence[tuple[str, TrainingRun]]) -> list[Item]:
                 f"{best.fits_probability or 0:.2f}",
             ]
         )
-    head = ["run", "model", "GPUs", "layout", "batch × sequence", "tokens", "step", "tok/s/GPU"]
+    head = ["run", "layout", "model", "GPUs", "batch × sequence", "tokens", "step", "tok/s/GPU"]
     items: list[Item] = [
         Table(
             caption="The winner of every run",

@@ -101,7 +101,7 @@ def run_items(run: TrainingRun, entries: Sequence[tuple[str, PlanEntry]]) -> lis
     ]
     peak = run.request.cluster.gpu.peak_flops_per_s.get("bf16")
     power = f"{cluster.gpu.tdp_w:,.0f} W a GPU at full load, PUE {cluster.pue:g}"
-    flops = f", {peak / TERA:,.0f} TFLOPS dense bf16" if peak else ""
+    flops = f", {peak / TERA:,.{0 if peak >= TERA else 3}f} TFLOPS dense bf16" if peak else ""
     if notes:
         items.append(Prose(text=f"{cluster.name} has " + " and ".join(notes) + ".", kind="note"))
     return [*items, Prose(text=f"{cluster.gpu.name}: {power}{flops}.", kind="note")]

@@ -78,8 +78,10 @@ def decision(run: ServingRun) -> str:
 
 
 def words(entry: ServingEntry) -> str:
-    """The workers of a deployment: `prefill 4 × tp1 pp2, decode 2 × tp4`."""
-    return ", ".join(f"{w.role} {w.replicas} × {sizes(w)}" for w in entry.workers)
+    """The workers of a deployment: `2 × tp4`, or `prefill 4 × tp1 pp2, decode 2 × tp4`."""
+    roles = ("" if w.role == "aggregated" else f"{w.role} " for w in entry.workers)
+    found = zip(roles, entry.workers, strict=True)
+    return ", ".join(f"{role}{w.replicas} × {sizes(w)}" for role, w in found)
 
 
 def sizes(worker: Worker) -> str:
@@ -132,6 +134,7 @@ def _facts(best: ServingEntry) -> list[tuple[str, str]]:
 
 def _short_list(run: ServingRun) -> list[Item]:
     entries = run.plan.entries
+    priced = any(e.usd_per_million_tokens is not None for e in entries)
     rows = [
         [
             f"#{e.rank}",
@@ -144,7 +147,7 @@ def _short_list(run: ServingRun) -> list[Item]:
             number(e.tpot_ms, 1),
             number((e.memory_bytes or 0) / GIB, 1),
             number(e.fits_probability, 2),
-            number(e.usd_per_million_tokens, 2),
+            *([number(e.usd_per_million_tokens, 2)] if priced else []),
         ]
         for e in entries
     ]
@@ -152,7 +155,7 @@ def _short_list(run: ServingRun) -> list[Item]:
     return [
         Table(
             caption="The short list, best first",
-            head=[*head, "TTFT ms", "TPOT ms", "GiB", "P(fits)", "USD/M tokens"],
+            head=[*head, "TTFT ms", "TPOT ms", "GiB", "P(fits)", *["USD/M tokens"] * priced],
             rows=rows,
             words=frozenset({0, 1, 2}),
         ),

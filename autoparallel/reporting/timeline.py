@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from autoparallel.cost.layer import layer_time
 from autoparallel.cost.schedule import Stages, pipeline_time
 from autoparallel.cost.simulator import simulate_stages
-from autoparallel.cost.step import layer_time, stages
+from autoparallel.cost.step import stages
 from autoparallel.layout import Layout
 from autoparallel.reporting.run import TrainingRun
 

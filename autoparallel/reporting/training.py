@@ -103,9 +103,18 @@ def _facts(run: TrainingRun) -> list[tuple[str, str]]:
         ("chance to fit", f"{best.fits_probability or 0:.0%}"),
         ("days", number(best.days, day_digits(best.days))),
         ("cost", f"USD {best.cost_usd:,.0f}" if best.cost_usd is not None else "no price"),
-        ("energy", f"{best.energy_kwh / 1e3:,.1f} MWh" if best.energy_kwh is not None else "-"),
+        ("energy", _energy(best.energy_kwh)),
     ]
+    if best.measured and best.measured.iteration_s and best.corrected:
+        facts = [(name, value) for name, value in facts if value != "no price"]
+        facts.insert(1, ("measured", time_text(best.measured.iteration_s)))
     return [(name, value) for name, value in facts if value != "-"]
+
+
+def _energy(kwh: float | None) -> str:
+    if kwh is None:
+        return "-"
+    return f"{kwh / 1e3:,.1f} MWh" if kwh >= 100 else f"{kwh:.2g} kWh"
 
 
 def _span(pair: tuple[float, float] | None, scale: float, digits: int) -> str:
@@ -121,26 +130,30 @@ def _span(pair: tuple[float, float] | None, scale: float, digits: int) -> str:
 def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
     entries = [(f"#{e.rank}", e) for e in run.plan.entries]
     scale, unit, digits = time_scale(run.winner.iteration_s or 0.0)
+    proved = any(e.corrected for e in run.plan.entries)
     rows = [
         [
             label + ("=" if same and e.rank != 1 else ""),
             str(e.layout),
             number(e.iteration_s, digits, scale),
             _span(e.iteration_s_interval, scale, max(digits - 1, 0)),
-            number(e.tokens_per_s_per_gpu),
-            number(e.model_flops_utilization, 1, 100),
+            *(_trial_cells(e, digits, scale) if proved else _rate_cells(e)),
             number(e.memory_bytes, 1, 1 / GIB),
-            number(e.fits_probability, 2),
-            number(e.best_probability, 2),
+            number((e.corrected or e).fits_probability, 2),
+            number((e.corrected or e).best_probability, 2),
             number(e.days, day_digits(e.days)),
         ]
         for (label, e), same in zip(entries, equal, strict=True)
     ]
-    head = ["rank", "layout", f"step {unit}", "5-95 %", "tok/s/GPU", "MFU %", "GiB", "P(fits)"]
+    middle = [f"measured {unit}", f"corrected {unit}"] if proved else ["tok/s/GPU", "MFU %"]
+    order = "by what trials corrected" if proved else "fastest first"
     return [
         Table(
-            caption="The short list, fastest first; = cannot be told from the first",
-            head=[*head, "P(best)", "days"],
+            caption=f"The short list, {order}; = cannot be told from the first",
+            head=[
+                *("rank", "layout", f"step {unit}", "5-95 %", *middle),
+                *("GiB", "P(fits)", "P(best)", "days"),
+            ],
             rows=rows,
             words=frozenset({0, 1}),
         ),
@@ -154,6 +167,17 @@ def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
             figure=plans.short_list(entries, equal),
         ),
     ]
+
+
+def _rate_cells(entry: PlanEntry) -> list[str]:
+    """What a plan says of a layout's throughput."""
+    return [number(entry.tokens_per_s_per_gpu), number(entry.model_flops_utilization, 1, 100)]
+
+
+def _trial_cells(entry: PlanEntry, digits: int, scale: float) -> list[str]:
+    """The measured step time, and the prediction that the trials corrected."""
+    found = (entry.measured, entry.corrected)
+    return [number(one.iteration_s if one else None, digits, scale) for one in found]
 
 
 # ---- breakdown --------------------------------------------------------------------------------

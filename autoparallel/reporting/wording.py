@@ -119,6 +119,8 @@ def decision(plan: Plan, equal: Sequence[bool], capacity_bytes: float, mark: str
     if winner.cost_usd is not None:
         words.append(f"USD {winner.cost_usd:,.0f}")
     text = ", ".join(words) + "."
+    if winner.measured and winner.measured.iteration_s and winner.corrected:
+        text += f" Trials measured {time_text(winner.measured.iteration_s)}."
     if others:
         subject = f"1 other {mark}cannot" if others == 1 else f"{others} others {mark}cannot"
         text += f" {subject} be told from it: measure before choosing between them."

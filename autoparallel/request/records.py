@@ -133,6 +133,9 @@ def saved_request(
         ConfigError: another kind or version; an unknown, missing or impossible value.
     """
     rest = dict(values)
+    if "request" in rest:
+        rule, hint = "holds a plan, not its request", "give the request.yaml that stands beside it"
+        raise bad_value("file", where, rule, hint)
     version, found = rest.pop("schema_version", None), rest.pop("kind", None)
     if version != SCHEMA_VERSION or found != kind:
         rule = f"is not a {kind} request of schema_version {SCHEMA_VERSION}"

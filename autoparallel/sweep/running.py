@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoparallel.errors import ConfigError, bad_value
+from autoparallel.errors import INSTALL_PROFILE, ConfigError, bad_value
 from autoparallel.sweep.cases import SweepCase
 from autoparallel.sweep.results import SweepResult, load, save, searched_case
 
@@ -84,8 +84,8 @@ def _started(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        hint = "pip install 'autoparallel-planner[profile]'"
-        raise bad_value("--ray-address", address, "needs Ray, which is not here", hint) from None
+        rule = "needs Ray, which is not here"
+        raise bad_value("--ray-address", address, rule, INSTALL_PROFILE) from None
     home = str(Path(__file__).parents[2])
     local = address == "local"
     environment = {"env_vars": {"PYTHONPATH": home, "OMP_NUM_THREADS": "1"}} if local else {}

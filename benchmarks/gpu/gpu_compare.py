@@ -23,9 +23,10 @@ from autoparallel.calibration.run import write
 from autoparallel.campaign.rows import measured_row
 from autoparallel.cost.case import Case
 from autoparallel.cost.compute import head
+from autoparallel.cost.layer import layer_time
 from autoparallel.cost.memory import memory, memory_of_stage
 from autoparallel.cost.partition import chunks
-from autoparallel.cost.step import layer_time, optimizer_s, step_time
+from autoparallel.cost.step import optimizer_s, step_time
 from autoparallel.errors import AutoparallelError
 from autoparallel.files import write_text
 from autoparallel.layout import knobs

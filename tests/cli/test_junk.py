@@ -177,3 +177,27 @@ def test_a_request_that_is_none_is_refused(run, tmp_path, content):
     code, out, err = run("search", "--from", path)
     refused(code, out, err)
     assert str(Path(path).name) in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("search", *TINY[:2], "--gpus", "1e3"), "--gpus: '1e3' should be a valid integer"),
+        (("search", *TINY, "--site", "slurm"), "no such option --site; write site=NAME"),
+        (("search", "--from", "x"), "file: 'x' is a folder; name a file in it"),
+        (("search", "--from", "x/plan.json"), "give the request.yaml that stands beside it"),
+        (("search", "--from", "none.yaml"), "is not an existing regular file; check its path"),
+        (("export", "nowhere"), "run: 'nowhere' is not there; give the folder that"),
+        (("export", "x/launch"), "run: 'x/launch' has no plan.json; give the folder that"),
+        (
+            ("export", "x", "--rank", "99"),
+            "--rank: 99 is not in a plan of 10 layouts; give 1 to 10",
+        ),
+        (("regress", "pin", "x", "--to", "a.lock.yaml", "--rank", "99"), "entries; give 1 to 10"),
+    ],
+)
+def test_a_slip_of_the_hand_is_told_what_to_try(run, saved, words, says):
+    code, _, err = run(*words)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1

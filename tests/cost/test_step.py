@@ -30,16 +30,8 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.cost.case import Case
-from autoparallel.cost.step import (
-    StepTime,
-    fsdp_s,
-    gradient_s,
-    interval_s,
-    layer_time,
-    part_shares,
-    smooth_max,
-    step_time,
-)
+from autoparallel.cost.layer import fsdp_s, layer_time, smooth_max
+from autoparallel.cost.step import StepTime, gradient_s, interval_s, part_shares, step_time
 from autoparallel.cost.unique import per_combination
 from autoparallel.model import Model, flops_per_token
 from autoparallel.operators import operators_for

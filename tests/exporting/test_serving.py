@@ -12,7 +12,8 @@ import yaml
 
 from autoparallel.errors import ConfigError
 from autoparallel.exporting import dynamo, kubernetes, load_test, sglang, trtllm, vllm
-from autoparallel.exporting.serving import Deployment, graph_sizes, servers
+from autoparallel.exporting.serving import Deployment, checkpoint, graph_sizes, servers
+from autoparallel.request import ServingRequest, serving_request
 from autoparallel.serving_plan import ServingEntry, Worker
 
 LIST = Path(__file__).parents[2] / "profiles" / "serving_flags.json"
@@ -194,6 +195,29 @@ def test_servers_of_tensorrt_llm_on_several_nodes_start_on_these_and_no_others(
         taken = [n for line in spread for n in line.split("--nodelist ")[1].split()[0].split(",")]
         assert len(taken) == len(set(taken)) == 2 * len(spread)
         assert set(taken) <= {f"h{i}" for i in range(nodes)}
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("deepseek-v3", "deepseek-ai/DeepSeek-V3"),
+        ("deepseek-r1", "deepseek-ai/DeepSeek-R1"),
+        ("deepseek-r1-distill-llama-70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
+        ("gpt-175b", "gpt-175b"),
+    ],
+)
+@pytest.mark.parametrize("overrides", [(), ("model.rotary_base=20000",)])
+def test_launch_files_name_the_weights_that_were_asked_for(model, named, overrides):
+    asked = serving_request(
+        model=model,
+        num_gpus=16,
+        input_tokens=500,
+        output_tokens=100,
+        cluster="dgx-h200",
+        overrides=overrides,
+    )
+    saved = ServingRequest.from_mapping(asked.to_mapping())
+    assert checkpoint(asked.model) == checkpoint(saved.model) == named
 
 
 def test_capacity_emitted_is_capacity_searched():

@@ -13,7 +13,7 @@ from autoparallel.inference import BACKENDS, Batch, Instance, Load, backend, clo
 from autoparallel.inference.calibrated import read_serving
 from autoparallel.inference.engine_memory import weights_bytes
 from autoparallel.inference.kv_cache import kv_bytes
-from autoparallel.inference.steps import mixed_step_s
+from autoparallel.inference.steps import mixed_step
 from autoparallel.measured.cases import cluster_of_gpu
 
 GPUS = (
@@ -126,5 +126,5 @@ def test_grace_slows_the_host_of_engines_that_are_slow_there():
         assert (float(grace.host_slowdown) > 1) is slower
         assert x86.host_slowdown == 1.0
         own = replace(grace, backend=replace(grace.backend, slow_on_grace=True))
-        slow, here = (mixed_step_s(s, EIGHT, prompt) for s in (own, grace))
+        slow, here = (mixed_step(s, EIGHT, prompt).total for s in (own, grace))
         assert (slow > here) is not slower

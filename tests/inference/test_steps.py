@@ -10,12 +10,22 @@ from settings_served import served
 
 from autoparallel.inference import Batch, Instance, StepTime, mixed_step
 from autoparallel.inference.kernels import all_reduce_s, gemm_s
-from autoparallel.inference.steps import (
-    decode_step_s,
-    distinct_experts,
-    mixed_step_s,
-    prefill_step_s,
-)
+from autoparallel.inference.steps import distinct_experts
+
+
+def mixed_step_s(case, instance, batch):
+    return mixed_step(case, instance, batch).total
+
+
+def decode_step_s(case, instance, batch, context_tokens):
+    return mixed_step_s(case, instance, Batch(decoding=batch, context_tokens=context_tokens))
+
+
+def prefill_step_s(case, instance, prompt_tokens, prefix_tokens=0.0):
+    attended = prefix_tokens + prompt_tokens / 2
+    prompt = Batch(prompt_tokens=prompt_tokens, prompt_context=attended)
+    return mixed_step_s(case, instance, prompt)
+
 
 MODELS = [("llama-3.1-70b", "bf16"), ("deepseek-v3", "fp8"), ("gpt-oss-20b", "mxfp4")]
 COLUMNS = Instance(

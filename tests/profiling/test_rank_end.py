@@ -6,6 +6,7 @@ from trials import JOB
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.job import RankReport
 from autoparallel.profiling.rank_end import RankEnd, joined, step_line, timed_steps
+from autoparallel.profiling.worker.rank import failed_end
 
 
 def end(rank, outcome="ok", **more):
@@ -66,3 +67,12 @@ def test_the_most_telling_failure_is_the_outcome(ends, lost, outcome, words):
 
 def test_streamed_steps_stand_in_for_a_rank_that_never_ended():
     assert joined(JOB, [], steps=(0.5, 0.7)).step_s == (0.5, 0.7)
+
+
+def test_a_machine_without_the_extra_is_told_how_to_install_it():
+    missing = failed_end(1, ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert missing.outcome == "crash"
+    assert missing.message.startswith("torch: not installed on ")
+    assert missing.message.endswith("pip install 'autoparallel-planner[profile]'")
+    own = failed_end(1, ModuleNotFoundError("No module named 'x'", name="x"))
+    assert own.message == "ModuleNotFoundError: No module named 'x'"

@@ -12,12 +12,12 @@ import pytest
 
 from autoparallel.cli import main
 from autoparallel.errors import ConfigError, NothingFitsError
-from autoparallel.plan import Measured, load_plan
+from autoparallel.plan import Corrected, Measured, load_plan
 from autoparallel.reporting.baseline import given
 from autoparallel.reporting.changes import your_items
 from autoparallel.reporting.evidence import measured_section
 from autoparallel.reporting.page import Drawing, Page, Prose, Section, Table, html
-from autoparallel.reporting.report import read_report, write_report
+from autoparallel.reporting.report import read_report, training_report, write_report
 from autoparallel.reporting.run import training_run
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -33,6 +33,20 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+
+
+TRIAL = Measured(
+    iteration_s=9.5,
+    iteration_s_mad=0.01,
+    peak_memory_bytes=7e10,
+    mode="job",
+    device="h100",
+    impl="te",
+    steps=20,
+    outcome="ok",
+    trial="t1",
+    versions={},
+)
 
 
 def page_of(*items: object) -> Page:
@@ -96,22 +110,35 @@ def test_an_illegal_baseline_is_named_with_its_rule(run):
 
 def test_measured_trials_are_drawn_beside_the_prediction(run):
     first = run.plan.entries[0]
-    trial = Measured(
-        iteration_s=1.1 * first.iteration_s,
-        iteration_s_mad=0.01,
-        peak_memory_bytes=7e10,
-        mode="job",
-        device="h100",
-        impl="te",
-        steps=20,
-        outcome="ok",
-        trial="t1",
-        versions={},
-    )
+    trial = replace(TRIAL, iteration_s=1.1 * first.iteration_s)
     plan = replace(run.plan, entries=(replace(first, measured=trial), *run.plan.entries[1:]))
     section = measured_section(replace(run, plan=plan))
     assert [type(item).__name__ for item in section.items] == ["Drawing", "Table"]
     assert section.items[1].rows[0][6] == "-9.1%"
+
+
+def test_a_proved_plan_shows_what_trials_measured_and_corrected(run, report):
+    assert "tok/s/GPU" in short_list(report).head
+    corrected = Corrected(
+        iteration_s=9.75,
+        iteration_s_interval=(9.0, 10.0),
+        memory_bytes=None,
+        fits_probability=0.875,
+        best_probability=0.625,
+    )
+    first, *rest = run.plan.entries
+    entries = (replace(first, measured=TRIAL, corrected=corrected), *rest)
+    proved = training_report(replace(run, plan=replace(run.plan, entries=entries)), "")
+    assert "Trials measured 9.500 s." in proved.page.decision
+    assert ("measured", "9.500 s") in proved.page.facts
+    table = short_list(proved)
+    assert {"9.500", "9.750", "0.88", "0.62"} <= set(table.rows[0])
+    assert {len(row) for row in table.rows} == {len(table.head)}
+
+
+def short_list(report) -> Table:
+    (found,) = (i for i in report.page.sections[0].items if isinstance(i, Table))
+    return found
 
 
 def test_a_report_replaces_a_report_and_nothing_else(report, tmp_path):

@@ -35,6 +35,7 @@ def test_the_page_has_the_plans_decision_and_its_figures(folder):
     report = read_report([folder])
     best = read_serving_run(folder).plan.entries[0]
     assert report.page.decision.startswith(f"Deploy {best.backend} {best.mode}")
+    assert f"{best.backend} aggregated, {best.workers[0].replicas} × tp" in report.page.decision
     assert f"{best.tokens_per_s:,.0f} tokens/s" in report.page.decision
     assert len(report.page.drawings) >= 8
     assert len({d.name for d in report.page.drawings}) == len(report.page.drawings)
@@ -48,6 +49,15 @@ def test_the_page_says_whose_figures_the_numbers_rest_on(folder):
     elsewhere = replace(run.request, cluster=replace(run.request.cluster, gpu=gpu))
     said = str(serving_page(replace(run, request=elsewhere)))
     assert "No figure of vllm-blackwell is known: numbers are assumed" in said
+
+
+def test_a_column_of_prices_stands_where_there_are_prices(folder):
+    run = read_serving_run(folder)
+    assert "USD/M tokens" not in str(serving_page(run))
+    entries = tuple(replace(e, usd_per_million_tokens=1.25) for e in run.plan.entries)
+    priced = str(serving_page(replace(run, plan=replace(run.plan, entries=entries))))
+    assert "USD/M tokens" in priced
+    assert "1.25" in priced
 
 
 def test_step_bars_are_the_entrys_parts(folder):

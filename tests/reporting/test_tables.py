@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ from autoparallel.reporting import (
     timeline,
     what_if,
 )
+from autoparallel.reporting.figures import what_if as drawn
 
 
 def test_bars_add_up_to_the_plans_numbers(run):
@@ -170,6 +172,15 @@ def test_scaling_plans_every_size_and_today_is_the_plan(run):
     assert known[0].efficiency == 1.0
     for s in known:
         assert s.tokens_per_s == pytest.approx(s.entry.tokens_per_s_per_gpu * s.gpus)
+
+
+def test_every_size_and_its_label_lie_inside_the_drawn_range(run):
+    sizes = [s for s in what_if.scaling(run) if s.tokens_per_s]
+    axis = drawn.scaling(sizes).layout.yaxis
+    rates = [math.log10(s.tokens_per_s) for s in sizes]
+    assert axis.range[0] < min(rates) - 0.1
+    assert axis.range[1] > max(rates) + 0.1
+    assert not [text for text in axis.ticktext if "e+" in text]
 
 
 def test_planning_again_is_never_worse_than_a_winner_that_fits(run):

@@ -82,11 +82,7 @@ def measure(
         ConfigError: no such kind, no such device, or samples of another machine in `out`.
         LaunchError: the ranks failed.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise bad_value("--only", kind, "is not a kind of operator", nearest(kind, KINDS))
-    if device not in DEVICES:
-        raise bad_value("--device", device, "is not a device", ", ".join(DEVICES))
+    _check_words(kinds, device)
     deadline = time.monotonic() + budget_s
     asked = Errand(errand="about", device=device, environment=environment or {})
     folder = out / ERRANDS_FOLDER
@@ -102,16 +98,14 @@ def measure(
     bench = _Bench(launcher=launcher, errand=plain, folder=folder, deadline=deadline)
     for kind in kinds:
         bench.take(kind, grid, samples, progress)
-    missing = sum(key not in samples for kind in KINDS for key in grid.keys(kind))
-    header = Header(
-        gpu=record,
-        link_bytes_per_s=_link_bytes_per_s(there, record.name, config_dir),
-        device=there.name,
-        made_with=made_with,
-        shapes=shapes,
-    )
-    files = () if missing else write_tables(out / "operators", samples, header)
     bench.clear()
+    missing = sum(key not in samples for kind in KINDS for key in grid.keys(kind))
+    files: tuple[str, ...] = ()
+    if not missing:
+        rate = _link_bytes_per_s(there, record.name, config_dir)
+        header = Header(gpu=record, link_bytes_per_s=rate, device=there.name,
+                        made_with=made_with, shapes=shapes)  # fmt: skip
+        files = write_tables(out / "operators", samples, header)
     return Measured(
         folder=out,
         gpu=record.name,
@@ -120,6 +114,14 @@ def measure(
         left=missing,
         files=files,
     )
+
+
+def _check_words(kinds: tuple[str, ...], device: str) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise bad_value("--only", kind, "is not a kind of operator", nearest(kind, KINDS))
+    if device not in DEVICES:
+        raise bad_value("--device", device, "is not a device", "known: " + ", ".join(DEVICES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autoparallel.errors import ConfigError
+from autoparallel.errors import INSTALL_PROFILE, ConfigError
 from autoparallel.profiling.errand import Errand, sample_line
 from autoparallel.profiling.rank_end import RankEnd
 from autoparallel.profiling.seen import look
@@ -56,8 +56,7 @@ def device_of(asked: str) -> str:
         import torch
     except ImportError as error:
         raise ConfigError(
-            f"torch: not installed on {socket.gethostname()}; "
-            "pip install 'autoparallel-planner[profile]'"
+            f"torch: not installed on {socket.gethostname()}; {INSTALL_PROFILE}"
         ) from error
     if asked != "cpu" and torch.cuda.is_available():
         return "cuda"

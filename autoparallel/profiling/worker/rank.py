@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from autoparallel.errors import ConfigError
+from autoparallel.errors import INSTALL_PROFILE, ConfigError
 from autoparallel.profiling.errand import Errand, work_of
 from autoparallel.profiling.job import Job, RankReport
 from autoparallel.profiling.rank_end import (
@@ -32,6 +32,7 @@ from autoparallel.profiling.rank_end import (
 from autoparallel.profiling.worker.interface import name_interface
 
 MEGATRON = "0.16"
+_OF_THE_EXTRA = ("torch", "megatron")
 Seen = Callable[[float, bool], None]
 
 
@@ -104,6 +105,11 @@ def failed_end(rank: int, error: BaseException) -> RankEnd:
         outcome = "out_of_memory"
     elif isinstance(error, ConfigError):
         outcome, text = "invalid", str(error)
+    elif isinstance(error, ModuleNotFoundError) and str(error.name).startswith(_OF_THE_EXTRA):
+        outcome, text = (
+            "crash",
+            f"{error.name}: not installed on {platform.node()}; {INSTALL_PROFILE}",
+        )
     elif "timed out" in lowered or "timeout" in lowered:
         outcome = "timeout"
     else:

@@ -75,7 +75,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
     return {
         "type": "log",
         "tickvals": shown,
-        "ticktext": [f"{mark:,.6g}" for mark in shown],
+        "ticktext": [f"{mark:,.0f}" if mark >= 1 else f"{mark:g}" for mark in shown],
         "range": [math.log10(low) - 0.06, math.log10(high) + 0.08],
     }
 

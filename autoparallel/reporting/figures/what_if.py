@@ -40,7 +40,9 @@ def scaling(sizes: Sequence[Size]) -> go.Figure:
             ),
         )
     if known:
-        figure.update_yaxes(**style.log_ticks([s.tokens_per_s or 1.0 for s in known]))
+        rates = [s.tokens_per_s or 1.0 for s in known]
+        room = [math.log10(min(rates)) - 0.2, math.log10(max(rates)) + 0.15]
+        figure.update_yaxes(**(style.log_ticks(rates) | {"range": room}))
         ends = [math.log10(known[0].gpus) - 0.06, math.log10(known[-1].gpus) + 0.2]
         figure.update_xaxes(
             type="log",
