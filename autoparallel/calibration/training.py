@@ -119,11 +119,15 @@ def time_family(family: str) -> str:
 
 def fit_everything(rows: Rows, among: Mask, near: Constants | None = None) -> Fit:
     """Constants of an unknown machine, from all families without constants of their own."""
-    ordinary = np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
     fixed = (*FIXED, *OWN_WIDTH)
     names = [n for n in CONSTANT_NAMES if n not in fixed]
-    use = among & ordinary if (among & ordinary).any() else among
-    return fit(rows.at(use), names, Constants(), GLOBAL_WIDTH, near)
+    return fit(rows.at(_ordinary(rows, among)), names, Constants(), GLOBAL_WIDTH, near)
+
+
+def _ordinary(rows: Rows, among: Mask) -> Mask:
+    """The runs of `among` that a fit to everything is made of; all of them where there are none."""
+    alike = among & np.array([framework_part(f) not in FAMILY_ONLY for f in rows.families])
+    return alike if alike.any() else among
 
 
 @lru_cache(maxsize=1)
@@ -281,8 +285,10 @@ def _calibration(
 
 
 def rows_of(rows: Rows, name: str) -> Mask:
-    """The runs that a family's time constants come from; all of them for `EVERYTHING`."""
-    return np.asarray((rows.families == time_family(name)) | (name == EVERYTHING))
+    """The runs that the time constants `name` come from, a family's or `EVERYTHING`'s."""
+    if name == EVERYTHING:
+        return _ordinary(rows, np.ones(len(rows.families), dtype=bool))
+    return np.asarray(rows.families == time_family(name))
 
 
 def _width(family: str, name: str) -> float:

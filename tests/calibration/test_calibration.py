@@ -16,6 +16,7 @@ from autoparallel.calibration.training import (
     LeftOut,
     fit_everything,
     leave_one_group_out,
+    rows_of,
     timed_rows,
     unseen_errors,
 )
@@ -151,6 +152,14 @@ def test_a_family_left_out_whole_is_predicted_by_the_fit_to_everything_else():
     data = rows.at(rows.families == "nemo-ampere")
     assert np.median(found) < np.log(0.9)
     assert found == pytest.approx(log_error(data, others.constants), abs=0.01)
+
+
+def test_code_unlike_all_others_has_no_say_in_what_everything_is():
+    own = [replace(r, framework="nanotron", gpu="h100-sxm-80gb", zero_stage=1) for r in RUNS]
+    rows, alone = timed_rows([*made(), *made(own)]), timed_rows(made(own))
+    assert rows_of(rows, EVERYTHING).tolist() == [True] * len(RUNS) + [False] * len(RUNS)
+    assert rows_of(rows, "nanotron-hopper").tolist() == [False] * len(RUNS) + [True] * len(RUNS)
+    assert rows_of(alone, EVERYTHING).all()
 
 
 def test_a_family_of_one_group_errs_between_what_it_fits_and_what_all_others_say():
