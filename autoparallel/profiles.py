@@ -6,7 +6,7 @@ widens it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -114,6 +114,20 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
             found = read_calibration(path)
             return found if candidate == wanted else _borrowed(found, wanted, folder)
     return Calibration(family=wanted, source="priors: no profile was found")
+
+
+def first_calibration(family: str, generation: str, folders: Sequence[Path]) -> Calibration:
+    """The family's own calibration of the first folder that has one, else the first to borrow.
+
+    A few runs of one machine, fitted into a folder in front of the shipped one, thus speak for the
+    families they are of and leave every other profile as it is.
+
+    Raises:
+        ProfileError: a profile file that does not parse.
+    """
+    found = [calibration(family, generation, folder) for folder in folders]
+    own = [c for c in found if c.rows and not c.borrowed_from]
+    return next(iter([*own, *(c for c in found if c.rows)]), found[0])
 
 
 def stand_ins(family: str, generation: str) -> list[str]:

@@ -22,6 +22,7 @@ from autoparallel.profiles import (
     Calibration,
     Spread,
     calibration,
+    first_calibration,
     read_calibration,
 )
 from autoparallel.strict_yaml import read_yaml
@@ -129,6 +130,25 @@ def test_its_own_profile_is_used_as_it_is(folder):
     assert (found.family, found.state, found.borrowed_from) == ("megatron-hopper", "measured", "")
     assert found.constants.gemm_efficiency == 0.51
     assert found.spread == Spread()
+
+
+@pytest.mark.parametrize(
+    ("mine", "shipped", "source"),
+    [
+        (("nemo-cpu", "all"), ("nemo-hopper", "all"), "shipped nemo-hopper"),
+        (("nemo-hopper",), ("nemo-hopper", "all"), "mine nemo-hopper"),
+        (("nemo-cpu", "all"), ("nemo-ampere", "all"), "mine all"),
+        ((), ("nemo-hopper",), "shipped nemo-hopper"),
+    ],
+)
+def test_a_folder_in_front_speaks_for_its_own_families_only(tmp_path, mine, shipped, source):
+    for name, families in {"mine": mine, "shipped": shipped}.items():
+        for family in families:
+            found = Calibration(family=family, rows=9, source=f"{name} {family}")
+            write_profile(tmp_path / name, Profile(calibration=found))
+    found = first_calibration("nemo", "hopper", (tmp_path / "mine", tmp_path / "shipped"))
+    assert found.source == source
+    assert bool(found.borrowed_from) == source.endswith(" all")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from autoparallel.profiling.ranks import (
     streamed_steps,
 )
 
+MOST_RANKS = 64
+"""Assumed: more ranks than any one machine has GPUs for, or cores."""
 _MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 
@@ -52,6 +54,10 @@ class SubprocessLauncher:
         if spread(job) and job.processes > 1:
             rule = "is more than this machine, which is one node"
             raise bad_value("--nodes", job.processes, rule, "use --launcher ray, slurm, kubernetes")
+        if job.processes > MOST_RANKS:
+            rule = f"starts more ranks than the {MOST_RANKS} that one machine is given"
+            hint = "use --launcher ray, slurm or kubernetes, or --mode rank or proxy"
+            raise bad_value("--launcher", f"{self.name} with {job.processes} ranks", rule, hint)
         start_folder(job, folder)
         address = ("127.0.0.1", free_port())
         running = _Running(job=job, folder=folder, ranks=[], oom_kills=_oom_kills())

@@ -22,7 +22,7 @@ from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
 from autoparallel.layout import PRECISIONS, Knobs
 from autoparallel.operators import operators_for
-from autoparallel.profiles import Calibration, calibration
+from autoparallel.profiles import Calibration, first_calibration
 from autoparallel.request import TrainingRequest
 from autoparallel.rules import RuleCase, limits
 from autoparallel.space import SpaceSpec
@@ -103,9 +103,7 @@ def setting(request: TrainingRequest) -> Setting:
     shipped = catalog.data_dir() / "profiles"
     own = Path(request.profiles_dir) if request.profiles_dir else shipped
     generation = request.cluster.gpu.generation
-    found = calibration(record.constants, generation, own)
-    if own is not shipped and not found.rows:
-        found = calibration(record.constants, generation, shipped)
+    found = first_calibration(record.constants, generation, (own, shipped))
     measured = own if (own / "operators" / "index.csv").is_file() else shipped
     return Setting(request=request, framework=record, calibration=found, folder=measured)
 

@@ -14,7 +14,7 @@ from autoparallel.calibration.memory_rows import forecast, memory_data
 from autoparallel.cost.step import interval_s, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading
-from autoparallel.profiles import Calibration, calibration
+from autoparallel.profiles import Calibration, first_calibration
 
 Column = NDArray[np.float64]
 
@@ -56,9 +56,7 @@ def folders(profiles_dir: Path | None) -> tuple[Path, ...]:
 def calibration_of(reading: Reading, where: Sequence[Path]) -> Calibration:
     """The calibration a row is scored with: its family's own, else the first to borrow."""
     family, _, generation = reading.family.rpartition("-")
-    found = [calibration(family, generation, folder) for folder in where]
-    own = [c for c in found if c.rows and not c.borrowed_from]
-    return next(iter([*own, *(c for c in found if c.rows)]), found[0])
+    return first_calibration(family, generation, where)
 
 
 def predict(readings: Sequence[Reading], profiles_dir: Path | None = None) -> Predictions:
