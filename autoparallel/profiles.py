@@ -117,17 +117,17 @@ def calibration(family: str, generation: str, folder: Path) -> Calibration:
 
 
 def first_calibration(family: str, generation: str, folders: Sequence[Path]) -> Calibration:
-    """The family's own calibration of the first folder that has one, else the first to borrow.
+    """The family's own calibration of the first folder that has one, else that of the most runs.
 
     A few runs of one machine, fitted into a folder in front of the shipped one, thus speak for the
-    families they are of and leave every other profile as it is.
+    families they are of and leave what everything measured says of the others as it is.
 
     Raises:
         ProfileError: a profile file that does not parse.
     """
     found = [calibration(family, generation, folder) for folder in folders]
     own = [c for c in found if c.rows and not c.borrowed_from]
-    return next(iter([*own, *(c for c in found if c.rows)]), found[0])
+    return own[0] if own else max(found, key=lambda c: c.rows)
 
 
 def stand_ins(family: str, generation: str) -> list[str]:

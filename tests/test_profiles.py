@@ -151,6 +151,15 @@ def test_a_folder_in_front_speaks_for_its_own_families_only(tmp_path, mine, ship
     assert bool(found.borrowed_from) == source.endswith(" all")
 
 
+@pytest.mark.parametrize(("mine", "shipped", "lender"), [(3, 9, "shipped"), (9, 3, "mine")])
+def test_of_two_fits_to_everything_that_of_more_runs_is_borrowed(tmp_path, mine, shipped, lender):
+    for name, rows in (("mine", mine), ("shipped", shipped)):
+        found = Calibration(family="all", rows=rows, source=name)
+        write_profile(tmp_path / name, Profile(calibration=found))
+    folders = (tmp_path / "mine", tmp_path / "shipped")
+    assert first_calibration("nemo", "ampere", folders).source == lender
+
+
 @pytest.mark.parametrize(
     ("there", "lender"),
     [
