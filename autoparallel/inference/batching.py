@@ -101,7 +101,7 @@ def running_limit(setting: Setting, instance: Instance, load: Load) -> Num:
     """Requests the replica can run at once: by its batch limit, KV cache and token budget."""
     room = kv_capacity_sequences(setting, instance, load.input_tokens + load.output_tokens)
     copies = instance.attention_data_parallel_size * instance.pipeline_model_parallel_size
-    limit = np.minimum(room, instance.max_batch_size * copies)
+    limit = np.minimum(room, instance.most_running)
     if setting.backend.mixed_steps:
         limit = np.minimum(limit, _budget_limit(instance, load) * copies)
     return np.maximum(limit, 1.0)

@@ -53,6 +53,12 @@ class Instance:
         """GPUs of the replica."""
         return self.stage_gpus * self.pipeline_model_parallel_size
 
+    @property
+    def most_running(self) -> Num:
+        """Sequences it runs at once: a full batch in every attention copy and pipeline stage."""
+        copies = self.attention_data_parallel_size * self.pipeline_model_parallel_size
+        return self.max_batch_size * copies
+
     def padding(self, decoding: Num) -> Num:
         """Rows that fill a step of `decoding` sequences up to a captured graph of every copy."""
         each = np.ceil(decoding / self.attention_data_parallel_size)

@@ -21,6 +21,9 @@ LEAST_REQUESTS, MOST_REQUESTS = 100, 300
 """Requests simulated after every client of a closed loop has had its first."""
 MOST_TRACE = 3000
 """Requests of a trace that are simulated on one replica."""
+MOST_CLIENTS = 3000
+"""Clients of a closed loop that are simulated, where the batch is not larger still: those who stand
+in a longer line wait as evenly."""
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 
 
@@ -39,14 +42,16 @@ def refined(one: Options, demand: Demand, trace: Arrivals | None = None) -> Opti
     count = max(round(float(one.count[0])), 1)
     if trace is not None:
         return _of_trace(one, simulate(here, instance, _dealt(trace, count)), count)
-    clients = max(round(float(one.concurrency[0]) / count), 1)
-    cycle = float(one.e2e_s[0][0])
-    seen, first = _equal_requests(here, instance, demand, clients, count, cycle)
+    clients = max(float(one.concurrency[0]) / count, 1.0)
+    at_once = float(np.ravel(instance.most_running)[0])
+    share = min(1.0, max(MOST_CLIENTS, 2 * at_once) / clients)
+    cycle = float(one.e2e_s[0][0]) * share
+    seen, first = _equal_requests(here, instance, demand, round(clients * share), count, cycle)
     blocks: dict[str, Any] = {}
     for name in LATENCIES:
         figures, block = seen.figures(name, first), getattr(one, name)
-        share = figures / figures[0] if figures[0] > 0 else np.ones(4)
-        blocks[name] = block[:1] * np.maximum.accumulate(share)[:, None]
+        over = figures / figures[0] if figures[0] > 0 else np.ones(4)
+        blocks[name] = block[:1] * np.maximum.accumulate(over)[:, None]
         blocks[name][0] = block[0]
     return replace(one, **blocks)
 

@@ -157,7 +157,7 @@ class _Engine:
         pairs = list(zip(arrivals.input_tokens, arrivals.output_tokens, strict=True))
         longest = float(max(i + o for i, o in pairs))
         typical = float(np.mean([i + o for i, o in pairs]))
-        self.most = max(round(_scalar(instance.max_batch_size) * copies * lanes), 1)
+        self.most = max(round(_scalar(instance.most_running)), 1)
         self.budget = _scalar(instance.max_num_tokens) * copies * lanes
         self.room = _scalar(kv_capacity_tokens(setting, instance, typical))
         prefix = arrivals.prefix_tokens
