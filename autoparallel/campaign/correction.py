@@ -101,7 +101,6 @@ def _recalibrated(run: Path, request: TrainingRequest, rows: Sequence[MeasuredRu
     assert fitted is not None
     found = replace(
         known,
-        family=known.family,
         constants=fitted.constants,
         state="measured",
         borrowed_from="",

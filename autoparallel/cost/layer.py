@@ -19,10 +19,7 @@ from autoparallel.cost.compute import (
     tokens,
     torch_softmax,
 )
-from autoparallel.cost.partition import (
-    chunks,
-    layer_parameters,
-)
+from autoparallel.cost.partition import chunks, layer_parameters
 from autoparallel.cost.unique import per_combination
 from autoparallel.units import Num
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -19,16 +17,8 @@ from autoparallel.layout import KNOB_FIELDS, Knobs, Product
 from autoparallel.ranking.evaluation import Evaluate, Scores
 from autoparallel.ranking.sample import largest_stratum, lucks, stratified
 
-Block = TypeVar("Block")
-Result = TypeVar("Result")
-
 KEPT = 20_000
 SAMPLED = 20_000
-WORKERS = 1
-"""Threads that evaluate, the one that walks the space among them. A second one waits for the
-interpreter's lock longer than it works: benchmarks/LOG.md."""
-QUEUED = 2
-"""Blocks that another thread has before it, the one in work counted."""
 LAZY = 8
 """Blocks keep what is taken of them alive when it is more than a part in this."""
 
@@ -66,8 +56,8 @@ class Ranked:
 def ranked(blocks: Iterable[Knobs], evaluate: Evaluate, objective: str, keep: int = KEPT) -> Ranked:
     """Evaluate every block and keep the best, a sample, and the nearest miss."""
     kept = _Kept()
-    limited = ((knobs, kept.cut, kept.quota) for knobs in blocks)
-    for part in _worked(limited, lambda block: _of_block(*block, evaluate, objective, keep)):
+    for knobs in blocks:
+        part = _of_block(knobs, kept.cut, kept.quota, evaluate, objective, keep)
         kept = _merged(kept, part, objective, keep)
     return Ranked(
         best=_trimmed(kept.best, objective, keep) if kept.feasible else None,
@@ -148,34 +138,7 @@ def _merged(a: _Kept, b: _Kept, objective: str, keep: int) -> _Kept:
 
 def evaluated_blocks(blocks: Iterable[Knobs], evaluate: Evaluate) -> Iterable[tuple[Knobs, Scores]]:
     """Blocks with their scores, in order."""
-    return _worked(blocks, lambda knobs: (knobs, evaluate(knobs)))
-
-
-def _worked(blocks: Iterable[Block], work: Callable[[Block], Result]) -> Iterator[Result]:
-    """What `work` makes of every block, in order, on `WORKERS` threads: this one is one of them.
-
-    NumPy releases the lock. A block that finds `QUEUED` before it for each other thread is worked
-    on here.
-    """
-    others = WORKERS - 1
-    if not others:
-        yield from map(work, blocks)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(others) as pool:
-        for block in blocks:
-            busy = sum(not result.done() for result in waiting) >= others * QUEUED
-            waiting.append(_done(work(block)) if busy else pool.submit(work, block))
-            while waiting and waiting[0].done():
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _done(result: Result) -> Future[Result]:
-    future: Future[Result] = Future()
-    future.set_result(result)
-    return future
+    return ((knobs, evaluate(knobs)) for knobs in blocks)
 
 
 def objective_column(scores: Scores, objective: str) -> NDArray[np.float64]:

@@ -54,7 +54,7 @@ def folders(profiles_dir: Path | None) -> tuple[Path, ...]:
 
 
 def calibration_of(reading: Reading, where: Sequence[Path]) -> Calibration:
-    """The calibration a row is scored with: its family's own, else the first to borrow."""
+    """The calibration a row is scored with: its family's own, else that of the most runs."""
     family, _, generation = reading.family.rpartition("-")
     return first_calibration(family, generation, where)
 
