@@ -19,6 +19,7 @@ from autoparallel.cost.compute import (
     tokens,
 )
 from autoparallel.cost.layer import LayerTime, layer_time
+from autoparallel.cost.neighbours import slower
 from autoparallel.cost.partition import (
     RankParameters,
     chunks,
@@ -68,10 +69,13 @@ def part_shares(step: StepTime) -> dict[str, Num]:
     }
 
 
-def interval_s(step: StepTime, spread: Spread) -> tuple[Num, Num]:
-    """5th and 95th percentile of the step time: each part is wrong on its own, log-normally."""
+def interval_s(step: StepTime, spread: Spread, doubt: Num = 1.0) -> tuple[Num, Num]:
+    """5th and 95th percentile of the step time: each part is wrong on its own, log-normally.
+
+    `doubt` is the share of that variance which measured runs nearby leave.
+    """
     shares = part_shares(step)
-    variance = spread.layout**2 + sum(
+    variance = spread.layout**2 + doubt * sum(
         (share * getattr(spread, name)) ** 2 for name, share in shares.items()
     )
     factor = np.exp(NORMAL_90 * np.sqrt(variance))
@@ -228,9 +232,9 @@ def update(case: Case) -> Update:
     )
 
 
-def step_of(ran: Running, then: Update) -> StepTime:
-    """The step that micro-batches and update make."""
-    return StepTime(
+def step_of(ran: Running, then: Update, slower: Num = 1.0) -> StepTime:
+    """The step that micro-batches and update make, every part `slower` times as long."""
+    step = StepTime(
         compute_s=ran.compute_s,
         recompute_s=ran.recompute_s,
         tp_comm_s=ran.tp_comm_s,
@@ -242,8 +246,9 @@ def step_of(ran: Running, then: Update) -> StepTime:
         optimizer_s=then.optimizer_s,
         launch_s=ran.launch_s,
     )
+    return StepTime(**{f.name: getattr(step, f.name) * slower for f in fields(step)})
 
 
 def step_time(case: Case) -> StepTime:
     """Seconds of one step with their parts."""
-    return step_of(running(case), update(case))
+    return step_of(running(case), update(case), slower(case))

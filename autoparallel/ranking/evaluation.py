@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autoparallel import catalog
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory, peak
+from autoparallel.cost.neighbours import slower
 from autoparallel.cost.step import StepTime, running, step_of, update
 from autoparallel.cost.unique import assembled
 from autoparallel.framework import Framework, framework
@@ -44,8 +45,8 @@ Evaluate = Callable[[Knobs], Scores]
 
 
 def _time(case: Case) -> tuple[StepTime, Num]:
-    ran, then = running(case), update(case)
-    return assembled(step_of, ran, then), ran.total_s + then.total_s
+    ran, then, more = running(case), update(case), slower(case)
+    return assembled(step_of, ran, then, more), (ran.total_s + then.total_s) * more
 
 
 def _room(case: Case) -> tuple[Memory, Num, Num]:
@@ -85,6 +86,7 @@ class Setting:
             operators=(
                 operators_for(cluster.gpu.name, cluster.gpu.generation, self.folder / "operators"),
             ),
+            nearby=self.calibration.nearby,
         )
 
     def _peaks(self, knobs: Knobs) -> Num:
