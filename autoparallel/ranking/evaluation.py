@@ -21,7 +21,7 @@ from autoparallel.cost.step import StepTime, running, step_of, update
 from autoparallel.cost.unique import assembled
 from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
-from autoparallel.layout import PRECISIONS, Knobs
+from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
 from autoparallel.operators import operators_for
 from autoparallel.profiles import Calibration, first_calibration
 from autoparallel.request import TrainingRequest
@@ -88,6 +88,12 @@ class Setting:
             ),
             nearby=self.calibration.nearby,
         )
+
+    def nearby_factor(self, layout: Layout) -> float:
+        """What measured runs near a layout multiply its step by; 1 without any."""
+        request = self.request
+        one = knobs([layout], [request.num_gpus], [request.global_batch_size])
+        return float(np.ravel(slower(self.case(one)))[0])
 
     def _peaks(self, knobs: Knobs) -> Num:
         """Peak of the linear layers in each row's precision."""
