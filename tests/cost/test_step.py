@@ -31,7 +31,14 @@ from numpy.typing import NDArray
 from autoparallel import catalog
 from autoparallel.cost.case import Case
 from autoparallel.cost.layer import fsdp_s, layer_time, smooth_max
-from autoparallel.cost.step import StepTime, gradient_s, interval_s, part_shares, step_time
+from autoparallel.cost.step import (
+    StepTime,
+    gradient_s,
+    interval_s,
+    part_shares,
+    running,
+    step_time,
+)
 from autoparallel.cost.unique import per_combination
 from autoparallel.model import Model, flops_per_token
 from autoparallel.operators import operators_for
@@ -190,6 +197,19 @@ def test_one_rank_causes_no_traffic(
 def test_without_replicas_nothing_is_reduced() -> None:
     of = case(["tp8 pp8 mbs1 zero1", "tp8 pp8 mbs1 zero3", "tp8 pp8 mbs1 zero0"])
     assert parts(of)["dp_comm_s"].tolist() == [0, 0, 0]
+
+
+@BOTH
+def test_every_doubling_of_replicas_waits_as_much_longer(of: Case) -> None:
+    more = np.asarray(of.knobs.dp)
+    alike, unlike = (running(with_constants(of, straggling=x)) for x in (0.0, 0.01))
+    busy = np.asarray(alike.total_s)
+    np.testing.assert_allclose(alike.waited_s, 0, atol=0)
+    np.testing.assert_allclose(unlike.waited_s, 0.01 * np.log2(more) * busy, rtol=1e-6)
+    waited = parts(with_constants(of, straggling=0.01))["dp_comm_s"]
+    np.testing.assert_allclose(
+        waited - parts(with_constants(of, straggling=0.0))["dp_comm_s"], unlike.waited_s, rtol=1e-6
+    )
 
 
 @BOTH
