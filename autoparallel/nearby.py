@@ -43,9 +43,6 @@ NOISE = 0.05
 """The same of what is one run's alone."""
 MOST = 0.3
 """A run's log that counts at most: beyond it something else was wrong."""
-REACH = 4.0
-"""Lengths from which a run is not heard (3e-4 of its weight)."""
-_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,54 +65,54 @@ class Nearby:
     def __post_init__(self) -> None:
         spots = spots_of(self.places)
         logs = np.clip(np.log(self.slower), -MOST, MOST)
-        among = _likeness(spots, spots) + np.diag(NOISE**2 / self.runs)
+        among = AMPLITUDE**2 * _likeness(spots, spots) + np.diag(NOISE**2 / self.runs)
         object.__setattr__(self, "_spots", spots)
         object.__setattr__(self, "_among", among)
         object.__setattr__(self, "_weights", np.linalg.solve(among, logs))
 
-    def factor(self, places: Column) -> Column:
-        """What to multiply the step times of layouts at `places` [N, len(PLACE)] by [N]."""
-        spots = spots_of(places)
-        heard = self._heard(spots)
-        if not heard.any():
-            return np.ones(len(spots))
-        of, weights = self._spots[heard], self._weights[heard]
-        starts = range(0, len(spots), _AT_A_TIME)
-        logs = [_audible(_likeness(spots[i : i + _AT_A_TIME], of)) @ weights for i in starts]
-        factors: Column = np.exp(np.concatenate(logs))
-        return factors
+    def factors(self, sizes: Column, choices: Column) -> Column:
+        """What to multiply step times by: layouts of every sizes and choices together [I, J].
+
+        A likeness is that of the sizes times that of the choices, so I + J exponentials a run are
+        enough for all I x J.
+
+        Args:
+            sizes: Places among `LENGTHS` [I, len(LENGTHS)].
+            choices: Places among `STEPS` [J, len(STEPS)].
+        """
+        split = len(LENGTHS)
+        of_sizes = _likeness(octaves(sizes), self._spots[:, :split]) * self._weights
+        of_choices = _likeness(steps(choices), self._spots[:, split:])
+        return np.asarray(np.exp(AMPLITUDE**2 * of_sizes @ of_choices.T))
 
     def doubt(self, places: Column) -> Column:
         """Share of the variance that the runs leave at `places` [N, len(PLACE)], 0 to 1 [N]."""
         spots = spots_of(places)
-        shared = _likeness(spots, self._spots)
+        shared = AMPLITUDE**2 * _likeness(spots, self._spots)
         told = np.einsum("nm,mn->n", shared, np.linalg.solve(self._among, shared.T))
         return np.asarray(np.clip(1 - told / AMPLITUDE**2, 0.0, 1.0))
 
-    def _heard(self, spots: Column) -> NDArray[np.bool_]:
-        """The runs that can be within reach of any of `spots`."""
-        low, high = spots.min(axis=0) - REACH, spots.max(axis=0) + REACH
-        inside: NDArray[np.bool_] = ((self._spots > low) & (self._spots < high)).all(axis=1)
-        return inside
+
+def octaves(sizes: Column) -> Column:
+    """Sizes [N, len(LENGTHS)] in units of lengths."""
+    return np.asarray(np.log2(np.maximum(sizes, 1e-3)) / np.array([*LENGTHS.values()]))
+
+
+def steps(choices: Column) -> Column:
+    """Numbered choices [N, len(STEPS)] in units of lengths."""
+    return np.asarray(choices / np.array([*STEPS.values()]))
 
 
 def spots_of(places: Column) -> Column:
-    """Places in units of lengths [N, len(PLACE)]: octaves of sizes, steps of choices."""
-    sizes = len(LENGTHS)
-    octaves = np.log2(np.maximum(places[:, :sizes], 1e-3))
-    spots = np.concatenate([octaves, places[:, sizes:]], axis=1)
-    return np.asarray(spots / np.array([*LENGTHS.values(), *STEPS.values()]))
+    """Places in units of lengths [N, len(PLACE)]."""
+    split = len(LENGTHS)
+    return np.concatenate([octaves(places[:, :split]), steps(places[:, split:])], axis=1)
 
 
 def _likeness(a: Column, b: Column) -> Column:
-    """Covariance of the logs at spots a [N, D] and b [M, D]: squared exponential, [N, M]."""
+    """Squared exponential between spots a [N, D] and b [M, D], 1 at the same spot: [N, M]."""
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    return np.asarray(AMPLITUDE**2 * np.exp(-0.5 * np.maximum(squared, 0.0)))
-
-
-def _audible(likeness: Column) -> Column:
-    """Likeness without that of runs out of reach."""
-    return np.where(likeness > AMPLITUDE**2 * np.exp(-0.5 * REACH**2), likeness, 0.0)
+    return np.asarray(np.exp(-0.5 * np.maximum(squared, 0.0)))
 
 
 def nearby_of(places: Column, slower: Column) -> Nearby:

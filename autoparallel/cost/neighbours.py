@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from autoparallel.cost.case import Case, flag
 from autoparallel.cost.compute import is_narrow, tokens
 from autoparallel.cost.unique import per_combination
-from autoparallel.nearby import PLACE
+from autoparallel.layout.distinct import coded, combinations
+from autoparallel.nearby import LENGTHS, PLACE
 from autoparallel.units import Num
 
 
@@ -20,8 +21,18 @@ def slower(case: Case) -> Num:
 @per_combination
 def _slower(case: Case) -> Num:
     assert case.nearby is not None
-    factor = case.nearby.factor(places(case))
-    return factor if len(factor) > 1 else float(factor[0])
+    where, split = places(case), len(LENGTHS)
+    sizes, own_sizes = _distinct(where[:, :split])
+    choices, own_choices = _distinct(where[:, split:])
+    factors = case.nearby.factors(sizes, choices)
+    found: Num = factors[own_sizes, own_choices]
+    return found if len(where) > 1 else float(factors[0, 0])
+
+
+def _distinct(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """The distinct rows of some columns, and which of them every row is."""
+    one, own = combinations([coded(column) for column in columns.T])
+    return columns[one], own if len(own) else np.zeros(len(columns), dtype=np.intp)
 
 
 def doubt(case: Case) -> Num:
