@@ -43,6 +43,10 @@ NOISE = 0.05
 """The same of what is one run's alone."""
 MOST = 0.3
 """A run's log that counts at most: beyond it something else was wrong."""
+MOST_PLACES = 1_000
+"""Places beyond which solving for them costs more than they tell."""
+MOST_NUMBER = 1e9
+"""Above it no size of a run is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,12 +120,16 @@ def _likeness(a: Column, b: Column) -> Column:
 
 
 def nearby_of(places: Column, slower: Column) -> Nearby:
-    """Runs at `places` [N, len(PLACE)], those at one place taken together (geometric mean)."""
+    """Runs at `places` [N, len(PLACE)], those at one place taken together (geometric mean).
+
+    Of more than `MOST_PLACES` places every second, third, ... is kept.
+    """
     distinct, own = np.unique(places, axis=0, return_inverse=True)
     runs = np.bincount(own.ravel()).astype(np.float64)
     logs = np.clip(np.log(slower), -MOST, MOST)
     mean = np.bincount(own.ravel(), weights=logs) / runs
-    return Nearby(places=distinct, slower=np.exp(mean), runs=runs)
+    kept = np.arange(0, len(distinct), -(-len(distinct) // MOST_PLACES))
+    return Nearby(places=distinct[kept], slower=np.exp(mean[kept]), runs=runs[kept])
 
 
 def nearby_text(nearby: Nearby) -> str:
@@ -147,8 +155,10 @@ def read_nearby(text: str) -> Nearby:
         raise ValueError(f"a row does not have {len(names)} numbers")
     table = np.array(rows, dtype=np.float64)
     *_, runs, slower = table.T
-    if not (np.isfinite(table).all() and (table >= 0).all() and (slower > 0).all()):
-        raise ValueError("a number is negative, not finite, or a time of 0")
+    if len(rows) > MOST_PLACES:
+        raise ValueError(f"{len(rows):,} layouts; at most {MOST_PLACES:,} are used")
+    if not ((table >= 0).all() and (table <= MOST_NUMBER).all() and (slower > 0).all()):
+        raise ValueError(f"a number is negative, above {MOST_NUMBER:g}, or a time of 0")
     if not (runs >= 1).all():
         raise ValueError("a row of fewer runs than 1")
     return Nearby(places=table[:, : len(PLACE)], slower=slower, runs=runs)

@@ -90,6 +90,14 @@ def test_many_layouts_at_once_are_each_by_itself() -> None:
     )
 
 
+def test_of_very_many_layouts_some_are_kept_from_end_to_end() -> None:
+    many = places(*({"dp": float(i)} for i in range(1, 4_101)))
+    kept = nearby_of(many, np.full(len(many), SLOWER)).places[:, PLACE.index("dp")]
+    assert len(kept) <= 1_000
+    assert kept.min() == 1
+    assert kept.max() > 4_090
+
+
 def test_a_table_reads_back_as_written() -> None:
     known = nearby_of(places({"tp": 1}, {"dp": 12}), np.array([0.9512, 1.2001]))
     again = read_nearby(nearby_text(known))
@@ -106,7 +114,9 @@ def test_a_table_reads_back_as_written() -> None:
         (lambda t: t.splitlines()[0], "a row"),
         (lambda t: t + ",1", "a row"),
         (lambda t: t.replace("4096", "-4096"), "negative"),
-        (lambda t: t.replace("4096", "nan"), "not finite"),
+        (lambda t: t.replace("4096", "nan"), "negative"),
+        (lambda t: t.replace("4096", "1e300"), "above 1e"),
+        (lambda t: t + t.splitlines()[1].join(["\n"] * 1_002), "at most 1,000"),
         (lambda t: t.replace("4096", "x"), "could not convert"),
         (lambda t: t.replace(",1,1.1000", ",0,1.1000"), "fewer runs"),
         (lambda t: t.replace("1.1000", "0.0"), "time of 0"),
