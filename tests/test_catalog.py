@@ -290,6 +290,7 @@ def test_a_path_that_is_no_file_is_refused(path: str) -> None:
     ("line", "says"),
     [
         ("num_layer: 3", "did you mean 'num_layers'"),
+        ("trainnig: {tokens: 1}", "did you mean 'training'"),
         ("num_layers: 3", "stands twice"),
         ("kv_channels: 3.5", "is not an integer"),
         ("kv_channels: yes", "is not an integer"),
@@ -301,7 +302,7 @@ def test_a_path_that_is_no_file_is_refused(path: str) -> None:
         ("rotary_base: .nan", "is not a number"),
         ("rotary_base: .inf", "is not a number"),
         ("rotary_base: 1e999", "finite"),
-        ("rotary_base: '10000'", "is not a number"),
+        ("rotary_base: '10000'", "is not a number; write it alone, without quotes or a unit"),
         ("qk_layernorm: 1", "is not true or false"),
         ("qk_layernorm: 'true'", "is not true or false"),
         ("activation: selu", "did you mean 'silu'"),

@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 
 Request = TypeVar("Request", "TrainingRequest", "ServingRequest")
 
+
+def folder(text: str) -> Path:
+    """A folder to write into; `--out "$RUN"` with nothing in RUN is not the current one."""
+    if not text:
+        raise ConfigError("--out: '' names no folder; give one, such as runs/first, or . for here")
+    return Path(text)
+
+
 OverridesArgument: TypeAlias = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")
 ]
 ModelFlag: TypeAlias = Annotated[
     str | None,
@@ -29,7 +37,7 @@ ModelFlag: TypeAlias = Annotated[
     ),
 ]
 OutFlag: TypeAlias = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
+    Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR", parser=folder)
 ]
 GpusFlag: TypeAlias = Annotated[
     int | None, typer.Option("--gpus", help="Number of GPUs.", metavar="N")

@@ -124,15 +124,18 @@ def _answer(
     request: ServingRequest, *, top: int, as_json: bool, out: Path | None, quiet: bool
 ) -> None:
     """Search, save the run, show the plan."""
-    from autoparallel.cli.run_folder import default_folder
+    from autoparallel.cli import run_folder
     from autoparallel.serving_planning import solve
 
     solved = solve(request, top=top)
     gpus = request.num_gpus or "auto"
-    folder = out if out or as_json else default_folder(request.model.name, "serving", gpus)
+    usual = run_folder.default_folder(request.model.name, "serving", gpus)
+    folder = out if out or as_json else usual
     names, unsaved = [], None
     try:
         names = _saved(folder, solved) if folder else []
+        if folder and not quiet:
+            run_folder.note_older(folder, names)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:

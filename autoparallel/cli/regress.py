@@ -38,7 +38,6 @@ StepsFlag: TypeAlias = Annotated[
 
 app = typer.Typer(
     help="Pin plans in the repository; fail CI when one gets worse.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
@@ -149,7 +148,7 @@ def _pin_lines(to: Path, lock: Lock, today: Today, run_s: float | None) -> list[
 
 @app.command("check")
 def check_verb(
-    locks: Annotated[list[Path], typer.Argument(metavar="LOCK...", help=f"Lock files, *{SUFFIX}.")],
+    locks: Annotated[list[Path], typer.Argument(metavar="LOCK", help=f"Lock files, *{SUFFIX}.")],
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write JUnit XML.", metavar="FILE")
     ] = None,

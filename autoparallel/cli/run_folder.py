@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from autoparallel.plan import Plan
     from autoparallel.ranking import Ranked, Setting
     from autoparallel.request import TrainingRequest
+
+
+_OF_A_RUN = (
+    "launch/*",
+    "measured.csv",
+    "pareto.csv",
+    "plan.predicted.json",
+    "profiles",
+    "report.html",
+    "report.trace.json",
+    "trials",
+)
 
 
 def default_folder(*words: object) -> Path:
@@ -76,6 +88,14 @@ def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[st
             return names_in(folder, written)
     typer.echo(f"no launch files: {first}", err=True)
     return []
+
+
+def note_older(folder: Path, names: Sequence[str]) -> None:
+    """Say what stands in a run's folder beside the files just written: it is of an earlier plan."""
+    found = sorted(str(p.relative_to(folder)) for one in _OF_A_RUN for p in folder.glob(one))
+    old = [o for o in found if not any(n == o or n.startswith(f"{o}/") for n in names)]
+    if old:
+        typer.echo(f"{folder} also holds, of an earlier plan: {', '.join(old)}", err=True)
 
 
 def names_in(folder: Path, written: Iterable[Path]) -> list[str]:

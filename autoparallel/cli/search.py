@@ -148,6 +148,8 @@ def _answer(
         names = run_folder.save(folder, plan, result, where, save_all) if folder else []
         if report and folder and plan.entries:
             names += run_folder.report(folder, quiet)
+        if folder and not quiet:
+            run_folder.note_older(folder, names)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:

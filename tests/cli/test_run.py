@@ -60,6 +60,20 @@ def test_out_holds_the_plan_byte_for_byte_the_request_and_launch_files(run, tmp_
     assert arguments[place + 1] == str(winner.tensor_model_parallel_size)
 
 
+def test_what_an_earlier_plan_left_in_the_folder_is_named(run, tmp_path):
+    """Launch files and reports of another plan would start, or show, what this one does not say."""
+    older = tmp_path / "x" / "launch" / "torchtitan" / "run.sh"
+    older.parent.mkdir(parents=True)
+    older.touch()
+    (tmp_path / "x" / "report.html").touch()
+    (tmp_path / "x" / "notes.txt").touch()
+    said = "x also holds, of an earlier plan: launch/torchtitan, report.html\n"
+    assert run(*SEARCH, "--out", "x")[2] == said
+    assert run(*SEARCH, "--out", "x", "--quiet")[2] == ""
+    assert run(*SEARCH, "--out", "y")[2] == ""
+    assert older.exists()
+
+
 def test_from_gives_the_identical_plan(run, tmp_path):
     _, first, _ = run(*SEARCH, "--json", "--out", "x", "--tokens", "1e8", "space.zero_stage=[0,1]")
     code, again, _ = run("search", "--from", "x/request.yaml", "--json")
