@@ -39,6 +39,7 @@ from autoparallel.ranking import (
     short_list,
 )
 from autoparallel.request import TrainingRequest
+from autoparallel.request.records import MAX_TOP, whole
 from autoparallel.rules import explain
 from autoparallel.space import Candidates, SpaceSpec
 
@@ -53,6 +54,7 @@ def search(request: TrainingRequest, *, top: int = TOP) -> Plan:
 def searched(request: TrainingRequest, *, top: int = TOP) -> tuple[Plan, Ranked, Setting]:
     """The plan, with everything the search kept and the setting it ran in."""
     start = time.perf_counter()
+    top = whole("top", top, 1, MAX_TOP)
     where = setting(request)
     found = candidates_of(request, where)
     result = ranked(found, cost_model(where), request.objective)

@@ -53,8 +53,6 @@ def infer_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Rank the ways to serve a model within latency limits."""
-    if not 1 <= top <= 10_000:
-        raise ConfigError(f"--top: {top} is not in 1 to 10000; the usual is 10")
     flags = {
         "model": model,
         "num_gpus": gpus,

@@ -63,8 +63,6 @@ def search_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Rank the layouts of a model on a cluster."""
-    if not 1 <= top <= 100_000:
-        raise ConfigError(f"--top: {top} is not in 1 to 100000; the usual is 10")
     every = framework == EVERY_FRAMEWORK
     request = common.request_from(
         {

@@ -24,6 +24,7 @@ OBJECTIVE_WORDS = dict(zip(("time", "cost", "energy", "headroom"), OBJECTIVES, s
 
 SCHEMA_VERSION = 1
 MAX_GPUS = 1_000_000
+MAX_TOP = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

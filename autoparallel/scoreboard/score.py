@@ -69,20 +69,22 @@ class Score:
 
 
 def validate(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     config_dir: str | Path | None = None,
     profiles_dir: str | Path | None = None,
 ) -> Score:
     """Predict every measured run in `files` and score the predictions.
 
     Args:
-        files: CSV files of training runs or of serving figures, told apart by their columns.
+        files: One or more CSV files of training runs or of serving figures, told apart by their
+            columns.
         config_dir: A folder of models, GPUs and clusters in front of the shipped ones.
         profiles_dir: A folder of calibrated constants in front of the shipped ones.
 
     Raises:
         ProfileError: a file that cannot be read, with line and column.
     """
+    files = [files] if isinstance(files, str | Path) else files
     where = Path(config_dir) if config_dir else None
     profiles = Path(profiles_dir) if profiles_dir else None
     served = [file for file in files if is_serving_file(file)]

@@ -98,7 +98,7 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         ([*SEARCH, "--objective", "tiem"], ("'tiem'", "'time'")),
         ([*SEARCH, "--baseline", "tp8 qq2"], ("'qq2'",)),
         ([*SEARCH, "--tokens", "nan"], ("tokens",)),
-        ([*SEARCH, "--top", "0"], ("--top", "1 to")),
+        ([*SEARCH, "--top", "0"], ("top: 0 is not in 1 to 100,000",)),
         ([*SEARCH, "--config-dir", "/nowhere"], ("config_dir", "/nowhere")),
         ([*SEARCH, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
         ([*SEARCH, "foo"], ("'foo'", "KEY=VALUE")),
