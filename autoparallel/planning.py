@@ -15,6 +15,7 @@ import numpy as np
 
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
+from autoparallel.cost.memory import PARTS
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
@@ -185,7 +186,8 @@ def _entry(
 ) -> PlanEntry:
     """Row `row` of scored columns as a record of the plan."""
     request = where.request
-    step, used = _row(scores.step, row), _row(scores.memory, row)
+    step = _row(scores.step, row)
+    used = {name: n for name, n in _row(scores.memory, row).items() if name in PARTS}
     seconds = float(sum(step.values()))
     low, high = (float(x) for x in interval_s(StepTime(**step), where.calibration.spread))
     tokens = request.global_batch_size * request.seq_length
