@@ -33,7 +33,7 @@ def python(script: str, cwd: Path | None = None) -> str:
 
 def test_all_is_what_imports():
     for name in autoparallel.__all__:
-        assert getattr(autoparallel, name) is not None
+        assert getattr(autoparallel, name).__name__ == name
         assert name in dir(autoparallel)
     assert autoparallel.__version__
     for name in (
@@ -57,7 +57,8 @@ def test_no_public_name_is_a_module():
 
 
 def test_import_alone_loads_nothing_else():
-    out = python("import sys, autoparallel; print([m for m in sys.modules if m[:6] == 'autopa'])")
+    heavy = ("autopa", "numpy", "yaml")
+    out = python(f"import sys, autoparallel; print([m for m in sys.modules if m[:6] in {heavy}])")
     assert out == "['autoparallel']\n"
 
 
