@@ -83,19 +83,16 @@ def pin_verb(
 
 def _choice(run: Path, rank: int) -> tuple[Mapping[str, Any], str, float | None]:
     """The request of a plan of either kind, its choice at `rank`, and that one's step time."""
+    from autoparallel.envelope import plan_kind
     from autoparallel.plan import load_plan
     from autoparallel.regression.serving import deployment
     from autoparallel.serving_plan import load_serving_plan
 
-    try:
-        plan: Any = load_plan(run)
-    except ConfigError as error:
-        if "kind: 'serving'" not in str(error):
-            raise
-        plan = load_serving_plan(run)
+    if plan_kind(run) == "serving":
+        served = load_serving_plan(run)
+        return served.request, deployment(common.entry_of_rank(served, rank, "entries")), None
+    plan = load_plan(run)
     entry = common.entry_of_rank(plan, rank, "entries")
-    if plan.kind == "serving":
-        return plan.request, deployment(entry), None
     return plan.request, str(entry.layout), entry.iteration_s
 
 
