@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import platform
 import sys
@@ -27,7 +28,7 @@ _UsageError: Any = next(
 
 def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
     """Run `command`, report what went wrong, and return the exit code of the contract."""
-    _open_streams()
+    _make_streams_sound()
     try:
         code = command.main(list(arguments), prog_name="autoparallel", standalone_mode=False)
         sys.stdout.flush()
@@ -63,11 +64,18 @@ def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
         return _crashed(error, arguments)
 
 
-def _open_streams() -> None:
-    """A stream that the caller closed (`>&-`) is as good as /dev/null."""
+def _make_streams_sound() -> None:
+    """No output fails for what it says, or because nobody reads it.
+
+    A stream that the caller closed (`>&-`) is as good as /dev/null; what its encoding lacks (a path
+    in Latin-1, `±` in ASCII) becomes a question mark.
+    """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _interrupted() -> int:
@@ -77,10 +85,7 @@ def _interrupted() -> int:
 
 def complain(message: str) -> None:
     """One message on stderr."""
-    try:
-        print(f"autoparallel: {message}", file=sys.stderr)
-    except UnicodeError:
-        print(f"autoparallel: {message!a}", file=sys.stderr)
+    print(f"autoparallel: {message}", file=sys.stderr)
 
 
 def leave_at_once(error: AutoparallelError) -> NoReturn:

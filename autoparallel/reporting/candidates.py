@@ -92,7 +92,8 @@ def read_candidates(folder: Path | None) -> Candidates | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=[*_KNOBS.values(), *_WORDS, *_SCORES])
+        with path.open("rb") as file:  # Arrow opens no path that is not UTF-8
+            table = pq.read_table(file, columns=[*_KNOBS.values(), *_WORDS, *_SCORES])
         table = table.combine_chunks()
         numbers = {n: _numbers(table[n]) for n in (*_KNOBS.values(), *_SCORES)}
         kind, modules = (_texts(table[n]) for n in _WORDS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoparallel import catalog
-from autoparallel.errors import NothingFitsError
+from autoparallel.errors import NothingFitsError, one_line
 from autoparallel.inference.calibrated import serving_calibration
 from autoparallel.reporting.breakdown import BROKEN_DOWN, Bar
 from autoparallel.reporting.figures import serving as drawn
@@ -43,7 +43,7 @@ def read_serving_run(path: Path) -> ServingRun:
         raise NothingFitsError(f"{path}: its plan is empty, so there is nothing to report")
     folder = path if path.is_dir() else path.parent
     request = ServingRequest.from_mapping(plan.request, f"{path} request")
-    name = folder.resolve().name
+    name = one_line(folder.resolve().name)
     return ServingRun(name=name, plan=plan, request=request, front=read_front(folder))
 
 
