@@ -74,7 +74,11 @@ def decision(run: ServingRun) -> str:
     """What to deploy, in one sentence."""
     best = run.plan.entries[0]
     what = f"{best.backend} {best.mode}, {words(best)}"
-    return f"Deploy {what} on {best.gpus:,} GPUs: {outcome(best)}."
+    return f"Deploy {what} on {_gpus(best.gpus)}: {outcome(best)}."
+
+
+def _gpus(count: int) -> str:
+    return f"{count:,} GPU{'s' * (count != 1)}"
 
 
 def words(entry: ServingEntry) -> str:
@@ -112,7 +116,7 @@ def _asked(request: ServingRequest) -> str:
         if request.concurrency
         else "as many requests as the limits allow"
     )
-    gpus = f"{request.num_gpus} GPUs" if request.num_gpus else "as few GPUs as needed"
+    gpus = _gpus(request.num_gpus) if request.num_gpus else "as few GPUs as needed"
     shape = f"{request.input_tokens:,} + {request.output_tokens:,} tokens a request"
     return ", ".join(
         [gpus, shape, load, *(limits or ["no limits"]), f"objective {request.objective}"]
