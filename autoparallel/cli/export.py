@@ -115,8 +115,7 @@ def _export_serving(
     saved = ServingRequest.from_mapping(plan.request, f"{run} request")
     request = common.moved(saved, {"config_dir": config_dir})
     if site is not None:
-        own = Path(request.config_dir) if request.config_dir else None
-        request = replace(request, site=site_record(site, own))
+        request = replace(request, site=site_record(site, request.config_path))
     entry = common.entry_of_rank(plan, rank, "deployments")
     folder = out or (run if run.is_dir() else run.parent)
     written = [str(path) for path in write_serving_files(request, entry, folder, target)]
