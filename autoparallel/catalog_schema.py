@@ -29,6 +29,7 @@ GENERATIONS = (
     "cdna3",
     "cpu",
 )
+"""Of GPUs, relatives beside each other: a profile is borrowed of the nearest."""
 PEAKS = ("fp32", "bf16", "fp16", "fp8", "mxfp8", "nvfp4")
 ACTIVATIONS = ("silu", "gelu", "relu", "squared_relu", "quick_gelu")
 POSITIONS = ("rope", "learned_absolute", "alibi", "none")

@@ -126,9 +126,10 @@ def _answer(
     from autoparallel.serving_planning import solve
 
     solved = solve(request, top=top)
-    gpus = request.num_gpus or "auto"
-    usual = run_folder.default_folder(request.model.name, "serving", gpus)
-    folder = out if out or as_json else usual
+    folder = out
+    if out is None and not as_json:
+        gpus = request.num_gpus or "auto"
+        folder = run_folder.default_folder(request.model.name, "serving", gpus)
     names, unsaved = [], None
     try:
         names = _saved(folder, solved) if folder else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,25 @@ _OF_A_RUN = (
 
 
 def default_folder(*words: object) -> Path:
-    """`runs/<time>-<words>/`: where a run goes that names no folder."""
+    """`runs/<time>-<words>/`, made now: where a run goes that names no folder.
+
+    Runs that start in the same second get folders of their own.
+    """
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / "-".join(map(str, (started, *words)))
+    usual = Path("runs") / "-".join(map(str, (started, *words)))
+    others = (usual.with_name(f"{usual.name}-{n}") for n in count(2))
+    return next(folder for folder in chain([usual], others) if _made(folder))
+
+
+def _made(folder: Path) -> bool:
+    """Whether nobody else has the folder; why it cannot be made is said when a file is written."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def save(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: bool) -> list[str]:

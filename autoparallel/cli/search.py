@@ -139,8 +139,9 @@ def _answer(
     from autoparallel.cli import plan_view, run_folder
 
     plan, result, where = _searched(request, top)
-    usual = run_folder.default_folder(request.model.name, request.num_gpus)
-    folder = out if out or as_json else usual
+    folder = out
+    if out is None and not as_json:
+        folder = run_folder.default_folder(request.model.name, request.num_gpus)
     names, unsaved = [], None
     try:
         names = run_folder.save(folder, plan, result, where, save_all) if folder else []
