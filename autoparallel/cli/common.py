@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from autoparallel.request import ServingRequest, TrainingRequest
 
 Request = TypeVar("Request", "TrainingRequest", "ServingRequest")
+
+
+def own_folder(name: str, text: str) -> Path | None:
+    """A folder of the user's in front of the shipped data, if it is one."""
+    from autoparallel.request import build
+
+    return build.own_folder(name, text)
 
 
 def folder(text: str) -> Path:
@@ -96,6 +104,7 @@ ConfigDirFlag: TypeAlias = Annotated[
         "--config-dir",
         help="Own models, clusters, spaces, in front of the shipped.",
         metavar="DIR",
+        parser=partial(own_folder, "config_dir"),
     ),
 ]
 ProfilesDirFlag: TypeAlias = Annotated[
@@ -104,6 +113,7 @@ ProfilesDirFlag: TypeAlias = Annotated[
         "--profiles-dir",
         help="Own calibrated constants, in front of the shipped.",
         metavar="DIR",
+        parser=partial(own_folder, "profiles_dir"),
     ),
 ]
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]

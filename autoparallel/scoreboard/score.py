@@ -15,6 +15,7 @@ from autoparallel.layout import PRECISIONS, SCHEDULES
 from autoparallel.measured.cases import Reading, read
 from autoparallel.measured.rows import MeasuredRun, read_runs
 from autoparallel.measured.serving_rows import is_serving_file
+from autoparallel.request.build import own_folder
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.scores import Block
 from autoparallel.scoreboard.serving import (
@@ -83,10 +84,11 @@ def validate(
 
     Raises:
         ProfileError: a file that cannot be read, with line and column.
+        ConfigError: a folder that is none.
     """
     files = [files] if isinstance(files, str | Path) else files
-    where = Path(config_dir) if config_dir else None
-    profiles = Path(profiles_dir) if profiles_dir else None
+    where = own_folder("config_dir", config_dir)
+    profiles = own_folder("profiles_dir", profiles_dir)
     served = [file for file in files if is_serving_file(file)]
     readings, skipped = read_files([file for file in files if file not in served], where)
     serving = validate_serving(served, where, profiles) if served else None

@@ -101,6 +101,8 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         ([*SEARCH, "--top", "0"], ("top: 0 is not in 1 to 100,000",)),
         ([*SEARCH, "--config-dir", "/nowhere"], ("config_dir", "/nowhere")),
         ([*SEARCH, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
+        (["validate", __file__, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
+        (["explain", "x", "tp1", "--profiles-dir", "/"], ("profiles_dir: '/' holds none of",)),
         ([*SEARCH, "foo"], ("'foo'", "KEY=VALUE")),
         ([*SEARCH, "space.tensor_model_parallel=[4]"], ("'tensor_model_parallel_size'",)),
         ([*SEARCH, "space.micro_batch_size=[0]"], ("micro_batch_size",)),
