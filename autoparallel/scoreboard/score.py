@@ -134,8 +134,13 @@ def understood(
 
 
 def _checked(reading: Reading) -> Reading:
-    """`reading`, when its layout has only words that the formulas know."""
-    layout = reading.layout
+    """`reading`, when its layout has only words that the formulas know, and its GPUs add up."""
+    layout, run = reading.layout, reading.run
+    size = layout.model_parallel_size
+    replicas = run.data_parallel_size or run.num_gpus // size
+    if replicas * size != run.num_gpus:
+        mesh = f"tp x pp x cp = {size} times dp {run.data_parallel_size or '(any)'}"
+        raise ConfigError(f"num_gpus: {run.num_gpus} is not {mesh}")
     for name, value, known in (
         ("precision", layout.precision, PRECISIONS),
         ("schedule", layout.schedule, SCHEDULES),
