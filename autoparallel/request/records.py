@@ -95,8 +95,8 @@ class SavedRequest:
         """
         rest = dict(values)
         if "request" in rest:
-            rule, hint = "holds a plan, not its request", "give the request.yaml beside it"
-            raise bad_value("file", where, rule, hint)
+            hint = "give the request.yaml that stands beside it"
+            raise bad_value("file", where, "holds a plan, not its request", hint)
         version, found = rest.pop("schema_version", None), rest.pop("kind", None)
         if version != SCHEMA_VERSION or found != cls.KIND:
             rule = f"is not a {cls.KIND} request of schema_version {SCHEMA_VERSION}"
