@@ -210,7 +210,7 @@ class Rule:
 
 
 def _bound(number: float) -> str:
-    """`1,000,000`, `0.0001`; from ten digits on, `1e+18`."""
+    """`1,000,000`, `0.0001`; from eleven digits on, `1e+18`."""
     return f"{number:,.10g}"
 
 
