@@ -10,7 +10,13 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli.regress_profile import Profile, profiled, training_only
-from autoparallel.errors import AutoparallelError, ConfigError, LaunchError, bad_value
+from autoparallel.errors import (
+    AutoparallelError,
+    CatalogError,
+    ConfigError,
+    LaunchError,
+    bad_value,
+)
 
 if TYPE_CHECKING:
     from autoparallel.regression import Lock, Samples, Verdict
@@ -109,7 +115,11 @@ def _pinned(
     from autoparallel.regression import answers
     from autoparallel.regression.pin import pinned_lock
 
-    ask = answers.asked(saved, to.parent, files)
+    try:
+        ask = answers.asked(saved, to.parent, files)
+    except CatalogError as error:
+        hint = "if the run was made with a file, give --model FILE"
+        raise ConfigError(f"{error}; {hint}") from error
     kind = answers.kind_of_request(saved)
     today = answers.answered(kind, ask, to.parent, {})
     if (now := today.standing(layout, {})) and not now.legal:
