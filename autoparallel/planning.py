@@ -15,6 +15,7 @@ import numpy as np
 
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
+from autoparallel.cost.memory import PARTS
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
@@ -39,6 +40,7 @@ from autoparallel.ranking import (
     short_list,
 )
 from autoparallel.request import TrainingRequest
+from autoparallel.request.records import MAX_TOP, whole
 from autoparallel.rules import explain
 from autoparallel.space import Candidates, SpaceSpec
 
@@ -53,6 +55,7 @@ def search(request: TrainingRequest, *, top: int = TOP) -> Plan:
 def searched(request: TrainingRequest, *, top: int = TOP) -> tuple[Plan, Ranked, Setting]:
     """The plan, with everything the search kept and the setting it ran in."""
     start = time.perf_counter()
+    top = whole("top", top, 1, MAX_TOP)
     where = setting(request)
     found = candidates_of(request, where)
     result = ranked(found, cost_model(where), request.objective)
@@ -183,7 +186,8 @@ def _entry(
 ) -> PlanEntry:
     """Row `row` of scored columns as a record of the plan."""
     request = where.request
-    step, used = _row(scores.step, row), _row(scores.memory, row)
+    step = _row(scores.step, row)
+    used = {name: n for name, n in _row(scores.memory, row).items() if name in PARTS}
     seconds = float(sum(step.values()))
     low, high = (float(x) for x in interval_s(StepTime(**step), where.calibration.spread))
     tokens = request.global_batch_size * request.seq_length

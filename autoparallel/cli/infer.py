@@ -53,8 +53,6 @@ def infer_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Rank the ways to serve a model within latency limits."""
-    if not 1 <= top <= 10_000:
-        raise ConfigError(f"--top: {top} is not in 1 to 10000; the usual is 10")
     flags = {
         "model": model,
         "num_gpus": gpus,
@@ -124,15 +122,19 @@ def _answer(
     request: ServingRequest, *, top: int, as_json: bool, out: Path | None, quiet: bool
 ) -> None:
     """Search, save the run, show the plan."""
-    from autoparallel.cli.run_folder import default_folder
+    from autoparallel.cli import run_folder
     from autoparallel.serving_planning import solve
 
     solved = solve(request, top=top)
-    gpus = request.num_gpus or "auto"
-    folder = out if out or as_json else default_folder(request.model.name, "serving", gpus)
+    folder = out
+    if out is None and not as_json:
+        gpus = request.num_gpus or "auto"
+        folder = run_folder.default_folder(request.model.name, "serving", gpus)
     names, unsaved = [], None
     try:
         names = _saved(folder, solved) if folder else []
+        if folder and not quiet:
+            run_folder.note_older(folder, names)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:

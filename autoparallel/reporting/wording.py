@@ -26,7 +26,7 @@ def time_scale(seconds: float) -> tuple[float, str, int]:
 def time_text(seconds: float) -> str:
     """A time with its unit."""
     scale, unit, digits = time_scale(seconds)
-    return f"{seconds * scale:.{digits}f} {unit}"
+    return f"{seconds * scale:,.{digits}f} {unit}"
 
 
 def day_digits(days: float | None) -> int:

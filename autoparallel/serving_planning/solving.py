@@ -14,6 +14,7 @@ from autoparallel.inference.refinement import refined
 from autoparallel.inference.search import Found, explained, front, miss, searched, short_list, ties
 from autoparallel.provenance import provenance
 from autoparallel.request import ServingRequest
+from autoparallel.request.records import MAX_TOP, whole
 from autoparallel.request.serving import AUTO_GPUS
 from autoparallel.serving_plan import ServingEntry, ServingPlan
 from autoparallel.serving_planning.entries import entry_of
@@ -45,6 +46,7 @@ def solve(request: ServingRequest, *, top: int = TOP) -> Solved:
         ConfigError: a space that cannot be used, or a trace that changed.
     """
     start = time.perf_counter()
+    top = whole("top", top, 1, MAX_TOP)
     if request.num_gpus == AUTO_GPUS:
         found, entries, broken = _fewest(request, top)
     else:

@@ -172,7 +172,7 @@ def test_export_writes_any_rank_to_any_target_of_its_backend(run, tmp_path):
     assert code == 0
     assert (tmp_path / "x" / "launch" / "dynamo" / "run.sh").read_text()
     assert "dynamo/run.sh" in out
-    for wrong in (("--to", "vllm"), ("--to", "slurm"), ("--rank", 99)):
+    for wrong in (("--to", "vllm"), ("--to", "lsf"), ("--launcher", "slurm"), ("--rank", 99)):
         assert run("export", "r", *wrong)[0] == 2
 
 
@@ -184,6 +184,7 @@ def test_export_writes_any_rank_to_any_target_of_its_backend(run, tmp_path):
         ("--concurrency", -1),
         ("--gpus", "auto"),
         ("--percentile", "p95"),
+        ("--top", 0),
         ("--allow", "anything"),
         ("space.max_batch=[1]",),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -177,7 +178,7 @@ def test_the_command_writes_beside_the_plan(tmp_path, capsys):
         return stop.value.code, capsys.readouterr().out
 
     assert call("report", tmp_path / "nothing")[0] == 2
-    folder = tmp_path / "s"
+    folder = tmp_path / os.fsdecode(b"not UTF-8: \xfc")
     tiny = ("--model", "gpt-tiny", "--gpus", "2", "--cluster", "local-cpu")
     code, out = call("search", *tiny, "--out", folder, "--report")
     assert code == 0
