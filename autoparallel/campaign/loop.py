@@ -89,6 +89,7 @@ class Campaign:
             store=self._store,
             jobs=lambda entry: self._jobs(entry, 1),
             outcome=self.outcome,
+            shared=bool(settings.storage),
         )
         self._recall.begin(known)
 
@@ -235,13 +236,19 @@ class Campaign:
         """Tell the study; the same failure of one trial after another is not the layouts'."""
         self._attempts.remove(attempt)
         self._asked_enough = False
-        self.outcome.study.tell(attempt.pick, result)
+        self.outcome.study.tell(attempt.pick, result, self._handed_on(attempt))
         self.outcome.jobs[attempt.pick.candidate] = attempt.jobs
         self._tell("end", attempt, result=result)
         cause = _cause(result)
         self._lost = Counter({cause: self._lost[cause] + 1}) if cause else Counter()
         if self._lost[cause] >= LOST_IN_A_ROW and not self.outcome.reason:
             self.outcome.reason = f"{LOST_IN_A_ROW} trials in a row failed before their first step"
+
+    def _handed_on(self, attempt: Attempt) -> list[Trial]:
+        """What a turn leaves to drivers of other folders, where the study may have any."""
+        if not self._settings.storage:
+            return []
+        return [Trial(job=attempt.jobs[i], result=result) for i, result in attempt.results.items()]
 
     def _give_up(self, attempt: Attempt) -> None:
         """End a candidate's turn as if there had been none."""

@@ -1,8 +1,8 @@
 """What the journal holds, brought into what a campaign knows.
 
 A campaign recalls once what earlier runs measured, and then, whenever it decides or writes, what
-other drivers of the same folder have finished meanwhile. So all of them decide on the same trials,
-and whoever writes last leaves all of them in the plan.
+other drivers of the same folder, or of the same study, have finished meanwhile. So all of them
+decide on the same trials, and whoever writes last leaves all of them in the plan.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Recall:
 
     Attributes:
         jobs: The jobs that stand for a candidate.
+        shared: Whether drivers of other folders may have the same study.
         subjects: Candidate -> what its jobs measure; without those that have no such jobs.
         earlier: Trials, by `_name`, that were finished before the campaign began.
         read: Trials of the journal that were looked at.
@@ -55,6 +56,7 @@ class Recall:
     store: Store
     jobs: Callable[[PlanEntry], tuple[Job, ...]]
     outcome: Outcome
+    shared: bool = False
     subjects: dict[int, tuple[str, ...]] = field(default_factory=dict)
     earlier: frozenset[_Name] = frozenset()
     read: int = 0
@@ -64,20 +66,29 @@ class Recall:
         for index, entry in enumerate(self.outcome.found):
             with contextlib.suppress(ConfigError):
                 self.subjects[index] = tuple(job.subject for job in self.jobs(entry))
+        if self.shared:
+            known = [*known, *self.outcome.study.handed_on()]
         self.earlier = frozenset(_name(trial) for trial in known)
         self._learn_of(known)
-        own = {_name(trial) for trial in self.store.trials()}
-        for trial in self.outcome.trials:
-            if _name(trial) not in own:
-                self.store.append(trial.job, trial.result)
+        with self.store.alone():
+            self._keep(self.outcome.trials)
 
     def catch_up(self) -> None:
-        """Learn what has been finished since, by whoever shares the folder."""
+        """Learn what has been finished since, by whoever shares the folder or the study."""
+        if self.shared:
+            self._keep(self.outcome.study.handed_on())
         found = self.store.trials()
         if len(found) != self.read:
             self.read = len(found)
             self.outcome.damaged = self.store.damaged
             self._learn_of(found)
+
+    def _keep(self, trials: Sequence[Trial]) -> None:
+        """Write trials that came from elsewhere into this folder's journal, unless they are."""
+        own = {_name(trial) for trial in self.store.trials()} if trials else frozenset()
+        for trial in trials:
+            if _name(trial) not in own:
+                self.store.append(trial.job, trial.result)
 
     def _learn_of(self, known: Sequence[Trial]) -> None:
         by_subject: dict[str, list[Trial]] = {}

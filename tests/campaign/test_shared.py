@@ -99,6 +99,23 @@ def test_trials_of_a_warm_start_are_this_folders_too(tmp_path):
     assert Store(tmp_path / "new").trials() == kept
 
 
+def test_drivers_of_two_folders_share_what_a_study_has(tmp_path):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    launchers = [Instant(slow_replicas) for _ in range(3)]
+    first, second = (campaign(tmp_path / x, launchers[0], storage=url) for x in ("a", "b"))
+    second._launcher = launchers[1]
+    first.run()
+    outcome = second.run()
+    assert launchers[1].ran == []
+    assert outcome.study.seen.measured.keys() == first.outcome.study.seen.measured.keys()
+    there = {t.result.trial: t.result.step_s for t in Store(tmp_path / "a").trials()}
+    assert {t.result.trial: t.result.step_s for t in Store(tmp_path / "b").trials()} == there
+    campaign(tmp_path / "c", launchers[2], storage=url).run()
+    assert launchers[2].ran == []
+    campaign(tmp_path / "a", launchers[2], storage=url).run()
+    assert len(Store(tmp_path / "a").trials()) == len(there)
+
+
 def test_two_profilers_at_once_leave_one_plan_with_all_of_both(tmp_path):
     """Real processes; the plan is read all the while, and never has less than before."""
     search(REQUEST).write(tmp_path)
