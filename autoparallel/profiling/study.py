@@ -317,7 +317,9 @@ class Study:
             return again, MORE_STEPS * self._steps
         if self._running:
             return None
-        self.reason = f"the {len(self.seen.measured)} layouts asked for are measured"
+        measured = len(self.seen.measured)
+        asked = "asked for" if measured <= self._top else f"where {self._top} were asked for,"
+        self.reason = f"the {measured} layouts {asked} are measured"
         return None
 
     def _open(self) -> list[int]:
