@@ -94,7 +94,7 @@ class Campaign:
         self._recall.begin(known)
 
     def catch_up(self) -> None:
-        """Learn what other drivers of this folder have finished."""
+        """Learn what other drivers of this folder, or of this study, have finished."""
         self._recall.catch_up()
 
     def run(self, since: float | None = None) -> Outcome:

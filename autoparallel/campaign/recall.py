@@ -67,7 +67,7 @@ class Recall:
             with contextlib.suppress(ConfigError):
                 self.subjects[index] = tuple(job.subject for job in self.jobs(entry))
         if self.shared:
-            known = [*known, *self.outcome.study.handed_on()]
+            known = [*known, *self.outcome.study.trials_told()]
         self.earlier = frozenset(_name(trial) for trial in known)
         self._learn_of(known)
         with self.store.alone():
@@ -76,7 +76,7 @@ class Recall:
     def catch_up(self) -> None:
         """Learn what has been finished since, by whoever shares the folder or the study."""
         if self.shared:
-            self._keep(self.outcome.study.handed_on())
+            self._keep(self.outcome.study.trials_told())
         found = self.store.trials()
         if len(found) != self.read:
             self.read = len(found)

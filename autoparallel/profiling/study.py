@@ -283,7 +283,7 @@ class Study:
         with contextlib.suppress(StorageInternalError):
             self._optuna.tell(pick.number, state=TrialState.FAIL)
 
-    def handed_on(self) -> list[Trial]:
+    def trials_told(self) -> list[Trial]:
         """Trials that any driver has told with its turns, each once."""
         found = []
         for trial in self._optuna.get_trials(deepcopy=False, states=_OVER):
