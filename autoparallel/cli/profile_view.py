@@ -168,7 +168,8 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
         return "Nothing was measured."
     one = next(iter(measured.values()))
     how = ", ".join(word for word in (one.impl and f"{one.impl} kernels", one.backend) if word)
-    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device} ({how})"
+    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device}"
+    text += f" ({how})" if how else ""
     if found.bias is not None:
         text += f"; measured over predicted {found.bias:.3g} in the median"
     if not found.corrects:

@@ -50,6 +50,8 @@ SURVIVES = 0.05
 MORE_STEPS = 3
 BEATEN = 1.25
 """A trial is clearly beaten when even its fastest step is this much slower than the best layout."""
+REPORTED = 30
+"""Steps of a trial that Optuna is told of at the most: its storage is written for each."""
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _TRIALS = "trials"
 """Attribute of Optuna's trials that holds ours, as text."""
@@ -248,8 +250,8 @@ class Study:
             trial = self._asked[pick.number]
             if trials:
                 trial.set_user_attr(_TRIALS, [handed_on(one) for one in trials])
-            for step, step_s in enumerate(result.step_s):
-                trial.report(step_s, step)
+            for step in range(0, len(result.step_s), 1 + len(result.step_s) // REPORTED):
+                trial.report(result.step_s[step], step)
             if not result.ok:
                 self._optuna.tell(pick.number, state=TrialState.FAIL)
             elif result.stopped_early:
