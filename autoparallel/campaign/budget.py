@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from autoparallel.profiling.job import Result
 from autoparallel.profiling.store import Trial
 
+_CUT = "cut by the campaign's end"
 ENOUGH_STEPS = 2
 """Timed steps from which a trial that is cut has measured something: a median with a spread."""
 
@@ -38,6 +40,17 @@ class Budget:
     def spent(self) -> bool:
         """Whether nothing is left."""
         return self.left_s == 0.0
+
+
+def cut(result: Result, steps: int) -> Result:
+    """A trial that the campaign's end cut: nothing was wrong with it, and it says so."""
+    note = f"{_CUT} after {len(result.step_s)} of {steps} timed steps"
+    return replace(result, stopped_early=False, deviations=(*result.deviations, note))
+
+
+def was_cut(result: Result) -> bool:
+    """Whether `cut` made it."""
+    return any(note.startswith(_CUT) for note in result.deviations)
 
 
 def shortest_s(trials: Sequence[Trial], launcher: str, steps: int) -> float:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoparallel.campaign.attempt import Attempt
-from autoparallel.campaign.budget import ENOUGH_STEPS, Budget, shortest_s
+from autoparallel.campaign.budget import ENOUGH_STEPS, Budget, cut, shortest_s
 from autoparallel.campaign.candidates import beliefs, candidate, entries
 from autoparallel.campaign.correction import correction
 from autoparallel.campaign.modes import combined, jobs_of
@@ -218,7 +218,7 @@ class Campaign:
                 self._tell("cut", attempt, step=len(result.step_s))
                 self._give_up(attempt)
                 return
-            result = _cut(result, attempt.jobs[index].steps)
+            result = cut(result, attempt.jobs[index].steps)
         job = attempt.jobs[index]
         result = self._complete(job, result)
         self._store.append(job, result)
@@ -391,12 +391,6 @@ def _cause(result: Result) -> str:
     if result.outcome != "invalid":
         return result.outcome
     return re.sub(r"^rank \d+: ", "", result.message)  # which rank was first to say so is chance
-
-
-def _cut(result: Result, steps: int) -> Result:
-    """A trial that the campaign's end cut: nothing was wrong with it, and it says so."""
-    note = f"cut by the campaign's end after {len(result.step_s)} of {steps} timed steps"
-    return replace(result, stopped_early=False, deviations=(*result.deviations, note))
 
 
 def _seconds(study: Study) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from autoparallel.campaign.budget import was_cut
 from autoparallel.campaign.modes import combined
 from autoparallel.campaign.outcome import Outcome
 from autoparallel.errors import ConfigError
@@ -109,7 +110,8 @@ class Recall:
         results = [trial.result for trial in trials]
         jobs = tuple(trial.job for trial in trials)
         whole = combined(self.request, self.outcome.found[index], jobs, results)
-        self.outcome.study.learn(index, whole)
+        steps = max(0 if was_cut(trial.result) else trial.job.steps for trial in trials)
+        self.outcome.study.learn(index, whole, steps)
         self.outcome.jobs[index] = jobs
         self.outcome.trials += fresh
 

@@ -259,8 +259,13 @@ class Study:
             else:
                 self._optuna.tell(pick.number, result.iteration_s)
 
-    def learn(self, index: int, result: Result) -> None:
-        """Take a result without having asked for it, such as one of an earlier run."""
+    def learn(self, index: int, result: Result, steps: int = 0) -> None:
+        """Take a result without having asked for it, such as one of an earlier run.
+
+        `steps` were asked for when it was made: a layout gets more of them once, by any driver.
+        """
+        if steps >= MORE_STEPS * self._steps:
+            self._more.add(index)
         if result.ok:
             known = self.seen.measured.get(index)
             if known is None or len(known.step_s) <= len(result.step_s):

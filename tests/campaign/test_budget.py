@@ -8,7 +8,7 @@ from test_campaign import PLAN, REQUEST, Instant, campaign, slow_replicas
 
 from autoparallel.campaign import recorded
 from autoparallel.campaign.attempt import Attempt
-from autoparallel.campaign.budget import ENOUGH_STEPS, shortest_s
+from autoparallel.campaign.budget import ENOUGH_STEPS, cut, shortest_s
 from autoparallel.profiling.job import Result, timing
 from autoparallel.profiling.launcher import Progress
 from autoparallel.profiling.store import Store, Trial
@@ -52,19 +52,19 @@ def ran(folder, launcher):
 def test_a_trial_cut_before_it_has_measured_anything_counts_for_nothing(tmp_path, steps):
     launcher = Endless(steps)
     outcome, events = ran(tmp_path, launcher)
-    cut = launcher.ran[1]
-    assert str(tmp_path / "trials" / cut.trial) in launcher.cancelled
+    over = launcher.ran[1]
+    assert str(tmp_path / "trials" / over.trial) in launcher.cancelled
     assert outcome.reason == "the budget of 600 s is spent"
     assert outcome.out_of_budget
-    assert outcome.cut == [cut.layout]
+    assert outcome.cut == [over.layout]
     assert outcome.study.seen.failed == {}
-    assert [(e.layout, e.step) for e in events if e.kind == "cut"] == [(cut.layout, steps)]
+    assert [(e.layout, e.step) for e in events if e.kind == "cut"] == [(over.layout, steps)]
     assert [t.job for t in Store(tmp_path).trials()] == launcher.ran[:1]
     plan = recorded(tmp_path, PLAN, REQUEST, outcome).plan
     assert [e.layout for e in plan.entries if e.measured] == [launcher.ran[0].layout]
     again = Instant(slow_replicas)
     campaign(tmp_path, again).run()
-    assert again.ran[0].layout == cut.layout
+    assert again.ran[0].layout == over.layout
 
 
 def test_a_trial_cut_with_enough_steps_is_measured_and_not_called_slow(tmp_path):
@@ -79,6 +79,19 @@ def test_a_trial_cut_with_enough_steps_is_measured_and_not_called_slow(tmp_path)
     again = Instant(lambda job: 0.2)
     campaign(tmp_path, again).run()
     assert trial.job.layout in {job.layout for job in again.ran if job.steps > 3}
+
+
+def test_a_longer_turn_that_was_cut_is_still_to_come(tmp_path):
+    launcher = Instant(lambda job: 0.2)
+    proof = campaign(tmp_path, launcher, top=1)
+    proof.run()
+    (short, long), store = Store(tmp_path).trials(), Store(tmp_path / "cut")
+    store.append(short.job, short.result)
+    few = replace(long.result, **timing(long.job, long.result.step_s[:5]))
+    store.append(long.job, cut(few, long.job.steps))
+    again = Instant(lambda job: 0.2)
+    campaign(tmp_path / "cut", again, top=1).run()
+    assert again.ran == [long.job]
 
 
 def test_a_failure_at_the_end_of_the_budget_is_still_a_failure(tmp_path):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from test_campaign import PLAN, REQUEST, Instant, campaign, slow_replicas
@@ -97,6 +98,23 @@ def test_trials_of_a_warm_start_are_this_folders_too(tmp_path):
     assert len({t.job.subject for t in kept}) == 3
     campaign(tmp_path / "new", Instant(slow_replicas), warm_start=(tmp_path / "old",))
     assert Store(tmp_path / "new").trials() == kept
+
+
+def test_more_steps_are_asked_for_once_by_all_drivers(tmp_path):
+    """Of a program that runs as many steps as it likes."""
+
+    class Own(Instant):
+        def collect(self, ticket):
+            result = super().collect(ticket)
+            return replace(result, step_s=result.step_s[:3])
+
+    launchers = [Own(lambda job: 0.2) for _ in range(3)]
+    first, second = (campaign(tmp_path, launcher, top=1) for launcher in launchers[:2])
+    first.run()
+    assert [job.steps for job in launchers[0].ran] == [3, 9]
+    second.run()
+    campaign(tmp_path, launchers[2], top=1).run()
+    assert launchers[1].ran == launchers[2].ran == []
 
 
 def test_drivers_of_two_folders_share_what_a_study_has(tmp_path):
