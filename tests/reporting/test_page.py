@@ -20,6 +20,7 @@ from autoparallel.reporting.evidence import measured_section
 from autoparallel.reporting.page import Drawing, Page, Prose, Section, Table, html
 from autoparallel.reporting.report import read_report, training_report, write_report
 from autoparallel.reporting.run import training_run
+from autoparallel.reporting.wording import tied
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -135,6 +136,27 @@ def test_a_proved_plan_shows_what_trials_measured_and_corrected(run, report):
     table = short_list(proved)
     assert {"9.500", "9.750", "0.88", "0.62"} <= set(table.rows[0])
     assert {len(row) for row in table.rows} == {len(table.head)}
+
+
+def test_ties_of_a_proved_plan_are_by_what_trials_corrected(run):
+    def corrected(seconds, fits=1.0):
+        return Corrected(
+            iteration_s=seconds,
+            iteration_s_interval=(0.99 * seconds, 1.01 * seconds),
+            memory_bytes=None,
+            fits_probability=fits,
+            best_probability=0.5,
+        )
+
+    told = [corrected(9.0), corrected(9.5), corrected(9.01), corrected(9.0, fits=0.0)]
+    entries = [replace(e, corrected=c) for e, c in zip(run.plan.entries, told, strict=False)]
+    alike = [
+        replace(e, parts=entries[0].parts, iteration_s=entries[0].iteration_s) for e in entries
+    ]
+    plan = replace(run.plan, entries=(*alike, run.plan.entries[4]))
+    assert tied(plan, run.where) == [True, False, True, False, False]
+    untried = replace(plan, entries=tuple(replace(e, corrected=None) for e in alike))
+    assert tied(untried, run.where) == [True] * 4
 
 
 def short_list(report) -> Table:
