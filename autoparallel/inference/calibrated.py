@@ -60,6 +60,12 @@ class ServingCalibration:
     gpus: tuple[str, ...] = ()
     source: str = ""
 
+    @property
+    def lender(self) -> str:
+        """Whose constants these are, in words; empty when they are its own."""
+        names = self.borrowed_from.split(" and ")
+        return " and ".join("everything measured" if n == EVERYTHING else n for n in names)
+
 
 def serving_calibration(
     backend: str, gpu: str, generation: str, folders: Sequence[Path]

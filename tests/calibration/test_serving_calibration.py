@@ -149,6 +149,7 @@ def test_a_family_without_runs_borrows_its_engine_and_for_the_rest_the_fit_to_ev
     assert (found.constants.gemm_efficiency, found.constants.step_s) == (0.7, 2e-3)
     assert found.state == "assumed"
     assert found.borrowed_from == "all and vllm-hopper"
+    assert found.lender == "everything measured and vllm-hopper"
     assert found.spread.tpot == pytest.approx(BORROWED_SPREAD * ServingSpread().tpot)
     assert chosen(known, "vllm", "hopper") is known["vllm-hopper"]
 
