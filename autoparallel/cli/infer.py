@@ -192,7 +192,7 @@ def _saved(folder: Path, solved: Solved) -> list[str]:
 def _nothing(solved: Solved) -> str:
     """What stands in the way, the nearest miss with its numbers, and what would meet the limits."""
     from autoparallel.reporting.serving_wording import deployment
-    from autoparallel.serving_planning import miss_ms, nearest_miss, rescues
+    from autoparallel.serving_planning import miss_ms, nearest_miss, rescues, too_much
 
     plan, request = solved.plan, solved.request
     if not plan.evaluated:
@@ -221,6 +221,8 @@ def _nothing(solved: Solved) -> str:
             lines.append(f"would do: {limits}: this very deployment")
         if request.request_rate is not None and miss.load is not None:
             lines.append(f"  carries {miss.load:.3g} of {request.request_rate:g} requests/s")
+        if beyond := too_much(request, miss):
+            lines.append(beyond)
     for flags, entry in rescues(request):
         lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
     if not lines[-1].startswith("would do"):
