@@ -125,7 +125,10 @@ def _entry(
     group: str, name_or_path: str | Path, config_dir: str | Path | None
 ) -> tuple[str, dict[str, object]]:
     """Name and content of one file."""
-    path = _path_of(name_or_path) or _find(group, str(name_or_path), config_dir)
+    path = _path_of(name_or_path)
+    if path is not None and not path.exists():
+        raise _no_file(group, path, config_dir)
+    path = path or _find(group, str(name_or_path), config_dir)
     values = read_yaml(path)
     aliases_of(values, path.stem)
     own = checkpoints_of(values, path.stem) if group == "model" else {}
@@ -134,6 +137,16 @@ def _entry(
         if other.lower() == asked:
             return path.stem, with_weights(values, checkpoint)
     return path.stem, values
+
+
+def _no_file(group: str, path: Path, config_dir: str | Path | None) -> CatalogError:
+    """The error for a path where nothing is: perhaps `meta-llama/Llama-3.1-8B`, not a file."""
+    name = path.name.lower()
+    named = _NAME.fullmatch(name) and any(
+        file.stem == name or _is_also_called(file, name) for file in _files(group, config_dir)
+    )
+    hint = f"the catalog has {name!r}" if named else "check the path, or name a catalog entry"
+    return catalog_error(group, str(path), "is not a file", hint)
 
 
 def _path_of(name_or_path: str | Path) -> Path | None:

@@ -29,6 +29,7 @@ GENERATIONS = (
     "cdna3",
     "cpu",
 )
+"""Of GPUs, relatives beside each other: a profile is borrowed of the nearest."""
 PEAKS = ("fp32", "bf16", "fp16", "fp8", "mxfp8", "nvfp4")
 ACTIVATIONS = ("silu", "gelu", "relu", "squared_relu", "quick_gelu")
 POSITIONS = ("rope", "learned_absolute", "alibi", "none")
@@ -120,7 +121,7 @@ CORES = "cores"
 def model_record(name: str, values: Mapping[str, object]) -> Model:
     """A `Model` from Megatron field names; what is left out gets Megatron's default."""
     own = {key: value for key, value in values.items() if key not in _MODEL_TOP}
-    fields = read_fields(own, MODEL_RULES, required=MODEL_REQUIRED, where=name)
+    fields = read_fields(own, MODEL_RULES, required=MODEL_REQUIRED, where=name, beside=_MODEL_TOP)
     heads, hidden = fields["num_attention_heads"], fields["hidden_size"]
     fields.setdefault("num_query_groups", heads)
     fields.setdefault("ffn_hidden_size", 4 * hidden)
@@ -185,7 +186,7 @@ def _training(values: Mapping[str, object], name: str) -> Training | None:
 def gpu_record(name: str, values: Mapping[str, object]) -> Gpu:
     """A `Gpu` from human units."""
     own = {key: value for key, value in values.items() if key not in _GPU_TOP}
-    fields = read_fields(own, GPU_RULES, required=GPU_REQUIRED, where=name)
+    fields = read_fields(own, GPU_RULES, required=GPU_REQUIRED, where=name, beside=_GPU_TOP)
     where = f"{name}.peak_tflops"
     peaks = read_fields(
         submapping(values, "peak_tflops", name), PEAK_RULES, required=(), where=where
@@ -205,7 +206,9 @@ def cluster_record(name: str, values: Mapping[str, object], gpu: Gpu) -> Cluster
     for key in ("gpus_per_node", "nvlink_domain_gpus"):
         if own.get(key) == CORES:
             own[key] = os.cpu_count() or 1
-    fields = read_fields(own, CLUSTER_RULES, required=("gpus_per_node",), where=name)
+    fields = read_fields(
+        own, CLUSTER_RULES, required=("gpus_per_node",), where=name, beside=_CLUSTER_TOP
+    )
     node = fields["gpus_per_node"]
     domain = fields.setdefault("nvlink_domain_gpus", node)
     if domain % node and node % domain:

@@ -22,6 +22,9 @@ SCHEMA_VERSION = 1
 PLAN_FILE = "plan.json"
 MAX_BYTES = 64 * 1024 * 1024
 
+_MADE_BY = {"training": "search", "serving": "infer"}
+"""Kind of a plan -> the verb that writes it."""
+
 Read = TypeVar("Read")
 
 
@@ -89,7 +92,8 @@ def envelope_values(data: Any, kind: str, entry: check.Check) -> dict[str, Any]:
         hint = "upgrade autoparallel-planner" if newer else "run the search again"
         raise bad_value("schema_version", version, f"is not {SCHEMA_VERSION}", hint)
     if found.get("kind") != kind:
-        raise check.wrong("kind", found.get("kind"), f"is not a kind this reader knows: {kind}")
+        hint = f"give a run of `autoparallel {_MADE_BY[kind]}`"
+        raise bad_value("kind", found.get("kind"), f"is not {kind}", hint)
     values = check.record("", found, _ENVELOPE | {"plan": check.list_of(entry)})
     return {("entries" if name == "plan" else name): v for name, v in values.items()}
 

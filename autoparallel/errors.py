@@ -78,5 +78,5 @@ def one_line(text: str) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"did you mean 'x'?"` for the closest known word, else the sorted list of them all."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(choices)

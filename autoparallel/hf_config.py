@@ -131,7 +131,7 @@ def _architecture(c: _Config) -> str:
         )
     if word not in _READERS:
         # A similar name is a different model: say what is known, not what is nearest.
-        hint = nearest("", _READERS)
+        hint = f"{nearest('', _READERS)}; or describe it in a YAML file of Megatron's field names"
         raise catalog_error("architectures", word, "is not a modelled architecture", hint)
     return word
 

@@ -16,6 +16,7 @@ import numpy as np
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
 from autoparallel.cost.neighbours import doubt
+from autoparallel.cost.memory import PARTS
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
@@ -40,6 +41,7 @@ from autoparallel.ranking import (
     short_list,
 )
 from autoparallel.request import TrainingRequest
+from autoparallel.request.records import MAX_TOP, whole
 from autoparallel.rules import explain
 from autoparallel.space import Candidates, SpaceSpec
 
@@ -54,6 +56,7 @@ def search(request: TrainingRequest, *, top: int = TOP) -> Plan:
 def searched(request: TrainingRequest, *, top: int = TOP) -> tuple[Plan, Ranked, Setting]:
     """The plan, with everything the search kept and the setting it ran in."""
     start = time.perf_counter()
+    top = whole("top", top, 1, MAX_TOP)
     where = setting(request)
     found = candidates_of(request, where)
     result = ranked(found, cost_model(where), request.objective)
@@ -184,7 +187,8 @@ def _entry(
 ) -> PlanEntry:
     """Row `row` of scored columns as a record of the plan."""
     request = where.request
-    step, used = _row(scores.step, row), _row(scores.memory, row)
+    step = _row(scores.step, row)
+    used = {name: n for name, n in _row(scores.memory, row).items() if name in PARTS}
     seconds = float(sum(step.values()))
     left = doubt(where.case(columns.take(np.array([row]))))
     spread = where.calibration.spread

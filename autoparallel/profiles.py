@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from autoparallel.catalog_schema import GENERATIONS as GENERATIONS
 from autoparallel.constants import Constants, MemoryConstants, memory_bounds
 from autoparallel.errors import ProfileError, nearest, shown
 from autoparallel.nearby import Nearby, read_nearby
@@ -62,17 +63,6 @@ class Calibration:
         return "everything measured" if self.borrowed_from == EVERYTHING else self.borrowed_from
 
 
-GENERATIONS = (
-    "volta",
-    "ampere",
-    "ada",
-    "hopper",
-    "blackwell",
-    "blackwell-rtx",
-    "cdna2",
-    "cdna3",
-    "cpu",
-)
 BORROWED_SPREAD = 1.5
 """How much wider a borrowed calibration's spread is."""
 RELATIVES: Mapping[str, tuple[str, ...]] = {

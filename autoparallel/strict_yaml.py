@@ -195,18 +195,23 @@ class Rule:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             rule = f"is not {'an integer' if whole else 'a number'}"
-            hint = "write the number without quotes" if isinstance(value, str) else ""
+            hint = "write it alone, without quotes or a unit" if isinstance(value, str) else ""
             raise catalog_error(field, value, rule, hint)
         if not self.least <= value <= self.most:
-            rule = f"is not in {self.least:g} to {self.most:g}"
+            rule = f"is not in {_bound(self.least)} to {_bound(self.most)}"
             raise catalog_error(field, value, rule, self._nearest(value))
         return value if whole else float(value) * self.factor
 
     def _nearest(self, value: float) -> str:
         """What to write in place of a number out of bounds."""
         if value < self.least:
-            return f"the least is {self.least:g}"
-        return f"the most is {self.most:g}" if value > self.most else "give a finite number"
+            return f"the least is {_bound(self.least)}"
+        return f"the most is {_bound(self.most)}" if value > self.most else "give a finite number"
+
+
+def _bound(number: float) -> str:
+    """`1,000,000`, `0.0001`; from eleven digits on, `1e+18`."""
+    return f"{number:,.10g}"
 
 
 def _typed(field: str, value: object, kind: type, words: str) -> Any:
@@ -216,7 +221,12 @@ def _typed(field: str, value: object, kind: type, words: str) -> Any:
 
 
 def read_fields(
-    values: Mapping[str, object], rules: Mapping[str, Rule], *, required: Iterable[str], where: str
+    values: Mapping[str, object],
+    rules: Mapping[str, Rule],
+    *,
+    required: Iterable[str],
+    where: str,
+    beside: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Record fields from `values`: every key known, typed and in bounds, nothing required missing.
 
@@ -225,6 +235,7 @@ def read_fields(
         rules: What each key may hold; a key that has none is an error.
         required: Keys that must stand there.
         where: Prefix of a field's name in messages.
+        beside: Keys that others read from the same mapping; not in `values`.
     """
     for key in values:
         if key not in rules:
@@ -232,7 +243,7 @@ def read_fields(
                 f"{where}.{key}",
                 values[key],
                 "is set, but there is no such key",
-                nearest(key, rules),
+                nearest(key, (*rules, *beside)),
             )
     if missing := [key for key in required if values.get(key) is None]:
         raise CatalogError(f"{where}.{missing[0]}: missing, and has no default; add it")

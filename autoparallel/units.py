@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 Num: TypeAlias = float | NDArray[np.float64]
 """A float, or a float64 column of shape [N]. A formula written for `Num` serves both."""
 
-KIB = 1024.0
 MIB = 1024.0**2
 GIB = 1024.0**3
 GB = 1e9

@@ -37,6 +37,7 @@ MARK = "AUTOPARALLEL_FAULT_RUN"
 FAULT = "AUTOPARALLEL_FAULT"
 GONE_S = 75.0
 """Ray's own agents look for a head that was killed with its driver for a minute, then end."""
+BUDGET_S = 45.0
 INJECTION = '''
 """Wait until this rank trains, then do what the environment says."""
 import os, sys, threading, time
@@ -318,6 +319,33 @@ def killed_driver(name: str, *, inside: bool, sent: signal.Signals = signal.SIGK
     )
 
 
+def spent_budget(name: str) -> Row:
+    """The budget ends inside a long trial; then the run goes on with another one."""
+    with marked() as mark, tempfile.TemporaryDirectory() as folder:
+        run = searched(Path(folder) / "run")
+        start = time.monotonic()
+        process = driver(run, name, "--top", "3", "--steps", "9999", "--budget", f"{BUDGET_S:g}s")
+        said, _ = process.communicate(timeout=300)
+        seconds = time.monotonic() - start
+        left = left_over(mark)
+        before = Store(run).trials()
+        cut = [t for t in before if any("cut by" in note for note in t.result.deviations)]
+        again = driver(run, name, "--top", "2", "--steps", "3")
+        again.communicate(timeout=300)
+        left += left_over(mark)
+    print(said[-1200:], flush=True)
+    return Row(
+        fault=f"the budget of {BUDGET_S:g} s ends inside a trial",
+        launcher=name,
+        expected="exit 0",
+        outcome=f"exit {process.returncode}",
+        seconds=seconds,
+        kept=f"{len(cut)}, cut with its steps so far" if cut else "lost",
+        left_over=len(left),
+        works_again="yes" if again.returncode == 0 else f"exit {again.returncode}",
+    )
+
+
 def damaged_journal() -> Row:
     """Bytes change in one line and the last line is cut; then the run goes on."""
     with marked() as mark, tempfile.TemporaryDirectory() as folder:
@@ -506,6 +534,7 @@ def every() -> list[tuple[str, Callable[[], Row]]]:
         ("ray-knocked", partial(ray_head_gone, knocked=True)),
         ("journal", damaged_journal),
         ("disk", full_disk),
+        *((f"{name}-budget", partial(spent_budget, name)) for name in LAUNCHERS),
     ]
 
 

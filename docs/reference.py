@@ -45,9 +45,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """One line without what Markdown or HTML would take for its own."""
-    plain = " ".join(text.split()).replace("|", "\\|")
-    return plain.replace("<", "&lt;").replace("*", "\\*").replace("[", "\\[")
+    """One line without what Markdown or HTML would take for its own; code is left as it is."""
+    parts = " ".join(text.split()).split("`")
+    for i, plain in enumerate(parts[::2]):
+        escaped = plain.replace("|", "\\|").replace("<", "&lt;")
+        parts[2 * i] = escaped.replace("*", "\\*").replace("[", "\\[")
+    return "`".join(parts)
 
 
 def commands() -> str:

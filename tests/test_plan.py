@@ -300,7 +300,7 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("plan", 0, "extra", value=1), r"plan\[0\].extra: unknown field"),
         (put("schema_version", value=2), "schema_version: 2 is not 1; upgrade"),
         (put("schema_version", value="1"), "schema_version"),
-        (put("kind", value="serving"), "kind: 'serving'"),
+        (put("kind", value="serving"), "kind: 'serving' is not training; give a run of"),
         (put("considered", value=-1), "considered: -1"),
         (put("considered", value=True), "considered: True"),
         (put("pruned", "memory", value=0.5), "pruned.memory"),

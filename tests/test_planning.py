@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoparallel import planning
 from autoparallel.constants import FITS
+from autoparallel.cost.memory import PARTS
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout, knobs
 from autoparallel.plan import Plan, PlanEntry
@@ -115,9 +117,16 @@ def test_numbers_of_an_entry_agree_with_each_other(name: str) -> None:
         assert 0 < entry.model_flops_utilization < 1
         assert sum(entry.parts.values()) == pytest.approx(entry.iteration_s)
         assert sum(entry.memory_parts.values()) == pytest.approx(entry.memory_bytes)
+        assert tuple(entry.memory_parts) == PARTS
         assert entry.days > request.tokens / rate / 86_400
         origin = entry.origin
         assert origin.measured + origin.published + origin.assumed == pytest.approx(1)
+
+
+def test_the_contract_names_every_part() -> None:
+    contract = (Path(__file__).parents[1] / "docs" / "contracts.md").read_text()
+    entry = plan_of("tiny").entries[0]
+    assert [n for n in (*entry.parts, *entry.memory_parts) if f"`{n}`" not in contract] == []
 
 
 @EACH

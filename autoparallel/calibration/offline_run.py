@@ -24,6 +24,9 @@ MEMORY_FRACTION = 0.95
 REQUESTS = ((256, 30000.0), (2999, 3000.0), (9999, 1500.0))
 """Prompt and answer tokens up to which a run has so many requests."""
 FEWEST_REQUESTS = 1000.0
+DRIVER_BYTES = 0.6 * GIB
+"""Memory of a GPU by its driver, which the tool asks, over what CUDA has for itself: 79.65 GiB of
+79.10 on H100, 140.40 of 139.80 on H200."""
 MOST_SEQUENCES, MOST_TOKENS = 4096.0, 32768.0
 """Caps of the batch limit and the token budget."""
 PARAMETER_BYTES = {"fp8": 1.0, "fp8-blockwise": 1.0, "nvfp4": 0.5}
@@ -65,7 +68,7 @@ def _sequences(case: Setting, instance: Instance, tokens: Num) -> Num:
     heads = np.maximum(m.g, stage)
     width = np.where(np.asarray(m.r_kv) > 0, m.r_kv + m.d_rope, heads * (m.d_qk + m.d_v))
     held = PARAMETER_BYTES.get(case.precision, 2.0) * _elements(case)
-    free = case.machine.memory_bytes * gpus - held
+    free = (case.machine.memory_bytes + DRIVER_BYTES) * gpus - held
     return (
         np.maximum(free, GIB) * MEMORY_FRACTION / (m.L * width * instance.kv_element_bytes * tokens)
     )

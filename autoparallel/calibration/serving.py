@@ -49,10 +49,11 @@ HELD = (
 of attention over length come from isolated kernels; kernels a layer only scale `kernel_s`; no
 server streams faster than the fastest one measured, which a fit to all rows would contradict."""
 FITTED = tuple(name for name in CONSTANT_NAMES if name not in HELD)
-PRIOR_WIDTH, FAMILY_WIDTH = 0.5, 0.35
+PRIOR_WIDTH, FAMILY_WIDTH = 0.5, 0.5
 """Standard deviation of a constant's log around its prior: of all runs, and of a family."""
 ISOLATED_WIDTH = 0.3
-"""Share of that width for constants that isolated kernels or the links say."""
+"""Share of that width for constants that isolated kernels or the links say, and for two that one
+model with experts must not bend for the next: how well its grouped products go."""
 ISOLATED = (
     "gemm_efficiency",
     "fp8_efficiency",
@@ -60,12 +61,15 @@ ISOLATED = (
     "memory_bandwidth",
     "kv_bandwidth",
     "all_reduce",
-    "arm_host",
+    "moe_efficiency",
+    "upcast_efficiency",
     "prompts_in_line",
 )
 RESIDUAL_SCALE = {"ttft_ms": 0.25, "tpot_ms": 0.08}
 THROUGHPUT_SCALE = 0.08
 """Log error at which the loss turns from quadratic to linear."""
+STEP = 1e-4
+"""Share of a constant's range by which it is moved to see what it does."""
 MAX_CELL_ROWS = 30
 """Rows of one cell that are fitted, evenly taken: more tell nothing new."""
 MEASURED_SHRINK = 0.7
@@ -111,25 +115,42 @@ def fit_serving(
     start = np.array([np.log(_floor(float(getattr(prior, n)))) for n in FITTED])
     widths = np.array([prior_width(n, width) for n in FITTED])
 
-    def at(u: Column) -> ServingConstants:
-        values = np.exp(low + (u - 1) * span)
-        return replace(prior, **dict(zip(FITTED, values.tolist(), strict=True)))
+    def at(points: Column) -> ServingConstants:
+        values = np.exp(low + (points - 1) * span)
+        return replace(prior, **{n: values[..., i, None] for i, n in enumerate(FITTED)})
 
-    def residuals(u: Column) -> Column:
-        found = at(u)
-        guess = predicted(rows, lambda setting: per_setting(found, setting))
+    def residuals(points: Column) -> Column:
+        found = at(points)
+        guess = predicted(rows, lambda setting: per_setting(found, setting), points.shape[:-1])
         error = np.log(np.maximum(guess, 1e-12) / measured) / scale
-        return np.concatenate([weight * soften(error), (low + (u - 1) * span - start) / widths])
+        pull = (low + (points - 1) * span - start) / widths
+        return np.concatenate([weight * soften(error), pull], axis=-1)
 
-    begin = np.clip(1 + (start - low) / span, 1 + 1e-4, 2 - 1e-4)
+    def jacobian(point: Column) -> Column:
+        return slopes(residuals, point)
+
+    begin = np.clip(1 + (start - low) / span, 1 + STEP, 2 - STEP)
     best = least_squares(
-        residuals, begin, bounds=(1, 2), diff_step=np.array(1e-4), ftol=1e-3, xtol=1e-3, max_nfev=15
+        residuals, begin, jac=jacobian, bounds=(1, 2), ftol=1e-3, xtol=1e-3, max_nfev=15
     )
-    jacobian = best.jac / span
-    deviations = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    scaled = best.jac / span
+    deviations = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)))
+    values = np.exp(low + (best.x - 1) * span)
     return ServingFit(
-        constants=at(best.x), deviations=dict(zip(FITTED, deviations.tolist(), strict=True))
+        constants=replace(prior, **dict(zip(FITTED, values.tolist(), strict=True))),
+        deviations=dict(zip(FITTED, deviations.tolist(), strict=True)),
     )
+
+
+def slopes(function: Callable[[Column], Column], point: Column) -> Column:
+    """Slopes of `function` [*, M] of points [*, N] at one `point` [N], all in one call: [M, N].
+
+    Steps go down where one up would leave the unit interval above 1.
+    """
+    step = np.where(point + STEP > 2, -STEP, STEP)
+    values = function(np.vstack([point, point + np.diag(step)]))
+    found: Column = (values[1:] - values[0]).T / step
+    return found
 
 
 def prior_width(name: str, width: float) -> float:

@@ -122,19 +122,21 @@ def _vllm_release(run: ServingRun) -> tuple[int, ...]:
 def predicted(
     readings: Sequence[ServingReading],
     constants: Callable[[Setting], ServingConstants] | None = None,
+    sets: tuple[int, ...] = (),
 ) -> Column:
-    """The figure of every row by the cost model, in the row's unit [N].
+    """The figure of every row by the cost model, in the row's unit [*sets, N].
 
     Args:
         readings: Rows that can be predicted.
         constants: What to predict a setting with instead of its calibrated constants.
+        sets: How many sets of them `constants` gives at once, as columns [*sets, 1].
     """
-    out = np.full(len(readings), np.nan)
+    out = np.full((*sets, len(readings)), np.nan)
     for rows in _alike(readings).values():
         case = readings[rows[0]].case
         if constants:
             case = replace(case, constants=constants(case))
-        out[rows] = _figures(case, [readings[i] for i in rows])
+        out[..., rows] = _figures(case, [readings[i] for i in rows])
     return out
 
 
@@ -163,7 +165,7 @@ def _figures(case: Setting, readings: Sequence[ServingReading]) -> Column:
         "throughput_tok_s_total": per_gpu * gpus,
         "tokens_s_per_gpu": per_gpu,
     }
-    return np.array([by_metric[r.run.metric][i] for i, r in enumerate(readings)])
+    return np.stack([by_metric[r.run.metric][..., i] for i, r in enumerate(readings)], axis=-1)
 
 
 def _offline_figures(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -16,10 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoparallel.campaign.attempt import Attempt
+from autoparallel.campaign.budget import ENOUGH_STEPS, Budget, cut, shortest_s
 from autoparallel.campaign.candidates import beliefs, candidate, entries
 from autoparallel.campaign.correction import correction
 from autoparallel.campaign.modes import combined, jobs_of
 from autoparallel.campaign.outcome import Event, Outcome
+from autoparallel.campaign.recall import Recall, known_trials
 from autoparallel.campaign.settings import Settings
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
@@ -27,7 +30,7 @@ from autoparallel.plan import Plan, PlanEntry
 from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.job import Job, Result
 from autoparallel.profiling.launcher import POLL_S, Launcher, Progress, Watch, started
-from autoparallel.profiling.store import FOLDER, Store, Trial
+from autoparallel.profiling.store import Store, Trial
 from autoparallel.profiling.study import Pick, Study
 from autoparallel.profiling.worker import limits
 from autoparallel.ranking import setting
@@ -69,9 +72,9 @@ class Campaign:
         self._seen = seen
         self._store = Store(run)
         self._store.prepare()
-        known = self._known()
+        known = known_trials(self._store, settings.warm_start)
         found = entries(plan, request, self._runs, sorted({t.job.layout for t in known}, key=str))
-        self._deadline = float("inf")
+        self._budget = Budget(seconds=settings.budget_s)
         self._attempts: list[Attempt] = []
         self._turns = 0
         self._asked_enough = False
@@ -81,15 +84,30 @@ class Campaign:
             study=self._study(found),
             damaged=self._store.damaged,
         )
-        self._recall(known)
+        self._recall = Recall(
+            request=request,
+            store=self._store,
+            jobs=lambda entry: self._jobs(entry, 1),
+            outcome=self.outcome,
+            shared=bool(settings.storage),
+        )
+        self._recall.begin(known)
 
-    def run(self) -> Outcome:
-        """Run trials until there is enough; an interrupt leaves `outcome` as it stands."""
-        self._deadline = time.monotonic() + self._settings.budget_s
+    def catch_up(self) -> None:
+        """Learn what other drivers of this folder, or of this study, have finished."""
+        self._recall.catch_up()
+
+    def run(self, since: float | None = None) -> Outcome:
+        """Run trials until there is enough; an interrupt leaves `outcome` as it stands.
+
+        Args:
+            since: When the budget began to be spent, monotonic; now when left out.
+        """
+        self._budget.begin(since)
         try:
             while True:
-                if time.monotonic() >= self._deadline and not self.outcome.reason:
-                    self.outcome.reason = f"the budget of {self._settings.budget_s:g} s is spent"
+                if self._budget.spent:
+                    self._out_of_budget(f"the budget of {self._budget.seconds:g} s is spent")
                 self._begin()
                 if not self._attempts:
                     return self.outcome
@@ -105,23 +123,56 @@ class Campaign:
             if (found := self._startable()) is not None:
                 self._start(*found)
                 continue
-            pick = None if self.outcome.reason or self._asked_enough else self._ask()
-            if pick is None:
+            if self.outcome.reason or self._asked_enough or not self._turn():
                 self._asked_enough = True  # until something has been told
                 self.outcome.reason = self.outcome.reason or self.outcome.study.reason
                 return
-            self._turns += 1
-            attempt = Attempt(pick=pick, number=self._turns)
-            self._attempts.append(attempt)
-            self._tell("start", attempt)
-            try:
-                attempt.jobs = self._jobs(self.outcome.found[pick.candidate], pick.steps)
-            except ConfigError as error:
-                self._conclude(attempt, _invalid(error))
+
+    def _turn(self) -> bool:
+        """Give the next candidate its turn; whether there was one that the budget can hold."""
+        if (pick := self._ask()) is None:
+            return False
+        attempt = Attempt(pick=pick, number=self._turns + 1)
+        self._attempts.append(attempt)
+        invalid = None
+        try:
+            attempt.jobs = self._jobs(self.outcome.found[pick.candidate], pick.steps)
+        except ConfigError as error:
+            invalid = _invalid(error)
+        if not invalid and not self._holds(attempt):
+            self._give_up(attempt)
+            return False
+        self._turns += 1
+        self._tell("start", attempt)
+        if invalid:
+            self._conclude(attempt, invalid)
+        return True
+
+    def _holds(self, attempt: Attempt) -> bool:
+        """Whether the budget can hold a turn; if not, and nothing else runs, it is at its end."""
+        known = self.outcome.study.seen.measured.get(attempt.pick.candidate)
+        steps = max(ENOUGH_STEPS, 1 + len(known.step_s) if known else 0)
+        new = sum(self._store.find(job) is None for job in attempt.jobs)
+        rounds = math.ceil(new / self._settings.concurrent)
+        steps = min(steps, attempt.pick.steps)
+        needed = rounds * shortest_s(self.outcome.trials, self._launcher.name, steps)
+        left = self._budget.left_s
+        if needed > left and len(self._attempts) == 1:
+            self._out_of_budget(
+                f"{left:.0f} s are left of the budget of {self._budget.seconds:g} s, and no trial "
+                f"here comes to {steps} timed steps in less than {needed:.0f} s"
+            )
+        return needed <= left
+
+    def _out_of_budget(self, reason: str) -> None:
+        """Nothing more is started, for want of time."""
+        if not self.outcome.reason:
+            self.outcome.reason, self.outcome.out_of_budget = reason, True
 
     def _ask(self) -> Pick | None:
         """The study's next pick, while no other driver of this folder asks for one."""
         with self._store.alone():
+            self.catch_up()
             return self.outcome.study.ask()
 
     def _startable(self) -> tuple[Attempt, int] | None:
@@ -149,7 +200,8 @@ class Campaign:
             for index, underway in list(attempt.underway.items()):
                 if index not in attempt.underway:  # given up with another job of its turn
                     continue
-                if (result := underway.look()) is None:
+                result = underway.cut() if self.outcome.reason else underway.look()
+                if result is None:
                     continue
                 ended = True
                 del attempt.underway[index]
@@ -159,12 +211,16 @@ class Campaign:
         return ended
 
     def _record(self, attempt: Attempt, index: int, result: Result) -> None:
-        """Write down a trial before the study hears of it; one that was called off counts not."""
-        if self._enough and not result.step_s:
-            self._give_up(attempt)
-            return
-        result = self._complete(result)
+        """Write down a trial before the study hears of it; one that was cut too soon is none."""
+        if self.outcome.reason and result.stopped_early:
+            if len(result.step_s) < ENOUGH_STEPS:
+                self.outcome.cut.append(attempt.jobs[index].layout)
+                self._tell("cut", attempt, step=len(result.step_s))
+                self._give_up(attempt)
+                return
+            result = cut(result, attempt.jobs[index].steps)
         job = attempt.jobs[index]
+        result = self._complete(job, result)
         self._store.append(job, result)
         self.outcome.trials.append(Trial(job=job, result=result))
         self._take(attempt, index, result)
@@ -180,7 +236,7 @@ class Campaign:
         """Tell the study; the same failure of one trial after another is not the layouts'."""
         self._attempts.remove(attempt)
         self._asked_enough = False
-        self.outcome.study.tell(attempt.pick, result)
+        self.outcome.study.tell(attempt.pick, result, self._handed_on(attempt))
         self.outcome.jobs[attempt.pick.candidate] = attempt.jobs
         self._tell("end", attempt, result=result)
         cause = _cause(result)
@@ -188,16 +244,17 @@ class Campaign:
         if self._lost[cause] >= LOST_IN_A_ROW and not self.outcome.reason:
             self.outcome.reason = f"{LOST_IN_A_ROW} trials in a row failed before their first step"
 
+    def _handed_on(self, attempt: Attempt) -> list[Trial]:
+        """What a turn leaves to drivers of other folders, where the study may have any."""
+        if not self._settings.storage:
+            return []
+        return [Trial(job=attempt.jobs[i], result=result) for i, result in attempt.results.items()]
+
     def _give_up(self, attempt: Attempt) -> None:
         """End a candidate's turn as if there had been none."""
         self._attempts.remove(attempt)
         self.outcome.study.give_up(attempt.pick)
         attempt.end()
-
-    @property
-    def _enough(self) -> bool:
-        """Whether there is enough although the budget is not spent."""
-        return bool(self.outcome.reason) and time.monotonic() < self._deadline
 
     def _whole(self, entry: PlanEntry, jobs: Sequence[Job], results: Sequence[Result]) -> Result:
         try:
@@ -205,12 +262,14 @@ class Campaign:
         except ConfigError as error:
             return _invalid(error)
 
-    def _complete(self, result: Result) -> Result:
+    def _complete(self, job: Job, result: Result) -> Result:
         """A trial that was ended before its ranks could say where they ran: as all others do."""
+        if result.device:
+            return result
         seen = self.outcome.study.seen.measured.values()
         other = next((r for r in seen if r.device), None)
-        if result.device or other is None:
-            return result
+        if other is None:
+            return replace(result, device=job.device if job.device != "auto" else "")
         return replace(
             result,
             device=other.device,
@@ -220,15 +279,14 @@ class Campaign:
         )
 
     def _watch(self, attempt: Attempt) -> Watch:
-        """Show every step; end a beaten trial, and one that nothing hangs on any more."""
+        """Show every step; end a beaten trial."""
         beaten = self.outcome.study.watch(attempt.pick)
 
         def watch(progress: Progress) -> bool:
             if len(progress.step_s) != attempt.shown:
                 attempt.shown = len(progress.step_s)
                 self._tell("step", attempt, step=attempt.shown)
-            over = bool(self.outcome.reason) or time.monotonic() > self._deadline
-            return over or beaten(progress)
+            return beaten(progress)
 
         return watch
 
@@ -255,39 +313,6 @@ class Campaign:
             limits.refuse(job, cuda=base.device != "cpu", impl=impl)
             return True
         return False
-
-    def _known(self) -> list[Trial]:
-        """Trials of this directory and of those it starts from."""
-        found = self._store.trials()
-        for run in self._settings.warm_start:
-            if not (run / FOLDER).is_dir():
-                raise ConfigError(f"--warm-start: {str(run)!r} has no trials/; give a profiled run")
-            found += Store(run).trials()
-        return found
-
-    def _recall(self, known: Sequence[Trial]) -> None:
-        """Let the study learn what earlier runs measured of its candidates."""
-        by_subject: dict[str, list[Trial]] = {}
-        for trial in known:
-            by_subject.setdefault(trial.job.subject, []).append(trial)
-        for index, entry in enumerate(self.outcome.found):
-            with contextlib.suppress(ConfigError):
-                jobs = self._jobs(entry, 1)
-                found = [by_subject.get(job.subject, []) for job in jobs]
-                if all(found):
-                    newest = [max(f, key=lambda t: len(t.result.step_s)) for f in found]
-                    self._learn(index, newest)
-
-    def _learn(self, index: int, trials: Sequence[Trial]) -> None:
-        """Take earlier trials of one candidate; a crash is worth another try."""
-        results = [trial.result for trial in trials]
-        if any(r.outcome in ("crash", "timeout") for r in results):
-            return
-        jobs = tuple(trial.job for trial in trials)
-        whole = combined(self._request, self.outcome.found[index], jobs, results)
-        self.outcome.study.learn(index, whole)
-        self.outcome.jobs[index] = jobs
-        self.outcome.trials += trials
 
     def _study(self, found: Sequence[PlanEntry]) -> Study:
         spread = setting(self._request).calibration.spread
@@ -340,7 +365,7 @@ class Campaign:
                 step=step,
                 steps=attempt.pick.steps,
                 best=None if best is None else (study.candidates[best].layout, _seconds(study)),
-                left_s=max(self._deadline - time.monotonic(), 0.0),
+                left_s=self._budget.left_s,
                 result=result,
             )
         )

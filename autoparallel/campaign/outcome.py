@@ -16,7 +16,8 @@ class Event:
     """What a spectator of a campaign sees.
 
     Attributes:
-        kind: `start`, `step` or `end` of a trial.
+        kind: `start`, `step` or `end` of a trial; `cut` where the campaign ended before it had
+            enough steps.
         number, running: Which trial this is, and how many are being tried at the moment.
         done, top: Layouts measured so far, and asked for.
         step, steps: Of this trial.
@@ -45,7 +46,9 @@ class Outcome:
         found: Candidates, with their predictions of before.
         study: What was measured of them, and what is believed now.
         jobs: Candidate -> the jobs that stood for it.
+        cut: Layouts whose trial had too few steps when the campaign ended; it counts for nothing.
         reason: Why it ended.
+        out_of_budget: Whether that was for want of time.
         damaged: Lines of the journal that could not be read.
     """
 
@@ -53,5 +56,7 @@ class Outcome:
     study: Study
     jobs: dict[int, tuple[Job, ...]] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
+    cut: list[Layout] = field(default_factory=list)
     reason: str = ""
+    out_of_budget: bool = False
     damaged: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from autoparallel.campaign.correction import ROWS_FILE, correction
 from autoparallel.campaign.outcome import Outcome
 from autoparallel.campaign.rows import measured_rows
 from autoparallel.envelope import PLAN_FILE
+from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout
 from autoparallel.measured.rows import runs_text
-from autoparallel.plan import Corrected, Measured, Plan, PlanEntry
+from autoparallel.plan import Corrected, Measured, Plan, PlanEntry, load_plan
 from autoparallel.profiling.job import Result
+from autoparallel.profiling.store import Store, Trial
 from autoparallel.request import TrainingRequest
 
 PREDICTED_FILE = "plan.predicted.json"
@@ -37,20 +41,71 @@ class Recorded:
     bias: float | None
 
 
-def recorded(run: Path, plan: Plan, request: TrainingRequest, outcome: Outcome) -> Recorded:
-    """Write measured rows, constants and the plan into the run directory."""
-    if not outcome.study.seen.measured and not outcome.study.seen.failed:
-        return Recorded(plan=plan, files=(), corrects=False, bias=None)
-    rows = measured_rows(request, outcome.trials)
+def recorded(
+    run: Path,
+    plan: Plan,
+    request: TrainingRequest,
+    outcome: Outcome,
+    catch_up: Callable[[], None] = lambda: None,
+) -> Recorded:
+    """Write measured rows, constants and the plan into the run directory.
+
+    Drivers of one folder do it one after the other, each with all that has been finished by then,
+    so that no plan has less in it than the one before.
+
+    Args:
+        run: The run directory.
+        plan: Its plan, as it was before the campaign.
+        request: The plan's request.
+        outcome: What the campaign has found.
+        catch_up: Brings what other drivers have finished into `outcome`.
+    """
+    store = Store(run)
+    with store.alone():
+        catch_up()
+        if not outcome.study.seen.measured and not outcome.study.seen.failed:
+            return Recorded(plan=plan, files=(), corrects=False, bias=None)
+        return _recorded(run, plan, request, outcome, store.trials())
+
+
+def _recorded(
+    run: Path, plan: Plan, request: TrainingRequest, outcome: Outcome, journal: Sequence[Trial]
+) -> Recorded:
+    ours = [t for t in journal if t.job.model.name == request.model.name]
+    rows = measured_rows(request, [*ours, *outcome.trials])
     written = [files.write_text(run, ROWS_FILE, runs_text(rows))] if rows else []
     found = correction(run, request, outcome)
     written += found.files if found else ()
-    new = replace(plan, entries=_entries(plan, outcome, found.corrected if found else {}))
+    corrected = found.corrected if found else {}
+    new = replace(
+        plan, entries=_entries(plan, outcome, corrected, _kept(run, plan, outcome, journal))
+    )
     if not (run / PREDICTED_FILE).exists():
         written.append(files.write_text(run, PREDICTED_FILE, plan.text()))
     written.append(files.write_text(run, PLAN_FILE, new.text()))
     bias = _bias(outcome)
     return Recorded(plan=new, files=tuple(written), corrects=found is not None, bias=bias)
+
+
+def _kept(
+    run: Path, plan: Plan, outcome: Outcome, journal: Sequence[Trial]
+) -> dict[Layout, PlanEntry]:
+    """What the plan in the folder says of trials that this campaign does not know.
+
+    Such as those of another mode. A failure counts for the mode and the device that it was seen in.
+    """
+    with contextlib.suppress(ConfigError):
+        there = load_plan(run)
+        jobs = {trial.result.trial: trial.job for trial in journal}
+        alike = {(t.job.mode, t.job.device) for t in outcome.trials}
+        return {
+            entry.layout: entry
+            for entry in (there.entries if there.request == plan.request else ())
+            if (was := entry.measured)
+            and (job := jobs.get(was.trial))
+            and (was.outcome == "ok" or (job.mode, job.device) in alike)
+        }
+    return {}
 
 
 def _bias(outcome: Outcome) -> float | None:
@@ -63,14 +118,20 @@ def _bias(outcome: Outcome) -> float | None:
 
 
 def _entries(
-    plan: Plan, outcome: Outcome, corrected: dict[Layout, Corrected]
+    plan: Plan,
+    outcome: Outcome,
+    corrected: dict[Layout, Corrected],
+    kept: dict[Layout, PlanEntry],
 ) -> tuple[PlanEntry, ...]:
     """The short list and whatever was tried beside it, best first by what is believed now."""
-    measured = _measured(outcome)
+    measured = {layout: e.measured for layout, e in kept.items() if e.measured}
+    measured |= _measured(outcome)
     listed = {entry.layout: entry for entry in plan.entries}
     for entry in outcome.found:
         if entry.layout in measured:
             listed.setdefault(entry.layout, entry)
+    for layout, entry in kept.items():
+        listed.setdefault(layout, entry)
     found = [
         replace(entry, measured=measured.get(layout), corrected=corrected.get(layout))
         for layout, entry in listed.items()

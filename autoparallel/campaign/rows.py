@@ -13,6 +13,7 @@ from autoparallel.units import GIB
 
 _TIMED_MODES = ("job", "proxy")
 """Modes whose own steps are whole steps of the job that ran."""
+_CPU = "a CPU: proves the way, not the speed"
 
 
 def measured_rows(request: TrainingRequest, trials: Sequence[Trial]) -> list[MeasuredRun]:
@@ -54,7 +55,7 @@ def measured_row(request: TrainingRequest, trial: Trial) -> MeasuredRun | None:
         attention="unfused" if result.impl == "local" else "flash",
         kernels=result.impl,
         software_release="",
-        suspect="" if result.device != "cpu" else "a CPU: proves the way, not the speed",
+        suspect=_CPU if "cpu" in (job.device, result.device) else "",
         notes=_notes(job, result),
     )
 

@@ -43,6 +43,7 @@ def program(verbs: Sequence[str] = VERBS) -> typer.Typer:
         epilog="Settings that have no flag: overrides such as "
         "space.tensor_model_parallel_size=[4,8].",
         add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,20 +40,25 @@ def calibrate_verb(
     check_files(files)
     _make_folder(out)
     progress = Progress(shown=not quiet)
-    answer = _answer(
-        files,
-        out,
-        config_dir=config_dir,
-        profiles_dir=profiles_dir,
-        progress=progress,
-        leave_one_out=leave_one_out,
-        workers=workers,
-    )
+    how = _How(out, config_dir, profiles_dir, leave_one_out, workers, progress)
+    answer = _answer(files, how)
     progress.end()
     if json:
         common.print_json(answer)
     else:
         _print(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What the options say of either kind of fit."""
+
+    out: Path
+    config_dir: Path | None
+    profiles_dir: Path | None
+    leave_one_out: bool
+    workers: int
+    progress: Progress
 
 
 def _make_folder(out: Path) -> None:
@@ -66,16 +72,7 @@ def _make_folder(out: Path) -> None:
         raise bad_value("--out", str(out), "cannot be written to", "name another folder")
 
 
-def _answer(
-    files: Sequence[Path],
-    out: Path,
-    *,
-    config_dir: Path | None,
-    profiles_dir: Path | None,
-    progress: Progress,
-    leave_one_out: bool,
-    workers: int,
-) -> dict[str, Any]:
+def _answer(files: Sequence[Path], how: _How) -> dict[str, Any]:
     """Calibrate, write the profiles and say what they are worth."""
     from autoparallel.measured.serving_rows import is_serving_file
     from autoparallel.strict_json import plain
@@ -85,9 +82,7 @@ def _answer(
     answer: dict[str, Any] = {"files": [str(file) for file in files], "skipped": {}, "written": []}
     for paths, calibrate in ((trained, _trained), (served, _served)):
         if paths:
-            found = calibrate(
-                paths, out, config_dir, profiles_dir, progress, leave_one_out, workers
-            )
+            found = calibrate(paths, how)
             skipped, written = found.pop("skipped"), found.pop("written")
             answer |= found
             answer["skipped"] = {**answer["skipped"], **skipped}
@@ -95,38 +90,28 @@ def _answer(
     return {name: plain(name, value) for name, value in answer.items()}
 
 
-def _trained(
-    files: Sequence[Path],
-    out: Path,
-    config_dir: Path | None,
-    profiles_dir: Path | None,
-    progress: Progress,
-    leave_one_out: bool,
-    workers: int,
-) -> dict[str, Any]:
+def _trained(files: Sequence[Path], how: _How) -> dict[str, Any]:
     """Constants of training."""
     from autoparallel.calibration.run import run, write
     from autoparallel.scoreboard.calibrated import errors_in_force, summary
     from autoparallel.scoreboard.score import read_files
 
-    readings, skipped = read_files(files, config_dir)
+    readings, skipped = read_files(files, how.config_dir)
     timed = sum(1 for r in readings if r.run.seconds)
     source = f"{', '.join(file.name for file in files)}: {timed} timed rows"
-    outcome = run(readings, source, leave_one_out=leave_one_out, workers=workers, progress=progress)
-    found = summary(outcome, errors_in_force(outcome.rows, profiles_dir))
-    written = [str(path) for path in write(out, outcome)]
+    outcome = run(
+        readings,
+        source,
+        leave_one_out=how.leave_one_out,
+        workers=how.workers,
+        progress=how.progress,
+    )
+    found = summary(outcome, errors_in_force(outcome.rows, how.profiles_dir))
+    written = [str(path) for path in write(how.out, outcome)]
     return {"skipped": dict(skipped), **found, "written": written}
 
 
-def _served(
-    files: Sequence[Path],
-    out: Path,
-    config_dir: Path | None,
-    profiles_dir: Path | None,
-    progress: Progress,
-    leave_one_out: bool,
-    workers: int,
-) -> dict[str, Any]:
+def _served(files: Sequence[Path], how: _How) -> dict[str, Any]:
     """Constants of serving."""
     from autoparallel.calibration.serving_cases import predicted, understood_serving
     from autoparallel.calibration.serving_run import run_serving, write_profiles
@@ -134,13 +119,17 @@ def _served(
     from autoparallel.scoreboard.serving import calibrated_block
 
     runs = [run for file in files for run in read_serving_runs(file)]
-    readings, skipped = understood_serving(runs, config_dir, profiles_dir)
+    readings, skipped = understood_serving(runs, how.config_dir, how.profiles_dir)
     source = f"{', '.join(file.name for file in files)}: {len(readings)} figures"
     found = run_serving(
-        readings, source, leave_one_out=leave_one_out, workers=workers, progress=progress
+        readings,
+        source,
+        leave_one_out=how.leave_one_out,
+        workers=how.workers,
+        progress=how.progress,
     )
     block = calibrated_block(found, predicted(readings))
-    written = [str(path) for path in write_profiles(out, found)]
+    written = [str(path) for path in write_profiles(how.out, found)]
     return {"skipped": dict(skipped), "serving": block, "written": written}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -19,8 +20,23 @@ if TYPE_CHECKING:
 
 Request = TypeVar("Request", "TrainingRequest", "ServingRequest")
 
+
+def own_folder(name: str, text: str) -> Path | None:
+    """A folder of the user's in front of the shipped data, if it is one."""
+    from autoparallel.request import build
+
+    return build.own_folder(name, text)
+
+
+def folder(text: str) -> Path:
+    """A folder to write into; `--out "$RUN"` with nothing in RUN is not the current one."""
+    if not text:
+        raise ConfigError("--out: '' names no folder; give one, such as runs/first, or . for here")
+    return Path(text)
+
+
 OverridesArgument: TypeAlias = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")
 ]
 ModelFlag: TypeAlias = Annotated[
     str | None,
@@ -29,7 +45,7 @@ ModelFlag: TypeAlias = Annotated[
     ),
 ]
 OutFlag: TypeAlias = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR")
+    Path | None, typer.Option("--out", help="Folder of the run.", metavar="DIR", parser=folder)
 ]
 GpusFlag: TypeAlias = Annotated[
     int | None, typer.Option("--gpus", help="Number of GPUs.", metavar="N")
@@ -88,6 +104,7 @@ ConfigDirFlag: TypeAlias = Annotated[
         "--config-dir",
         help="Own models, clusters, spaces, in front of the shipped.",
         metavar="DIR",
+        parser=partial(own_folder, "config_dir"),
     ),
 ]
 ProfilesDirFlag: TypeAlias = Annotated[
@@ -96,6 +113,7 @@ ProfilesDirFlag: TypeAlias = Annotated[
         "--profiles-dir",
         help="Own calibrated constants, in front of the shipped.",
         metavar="DIR",
+        parser=partial(own_folder, "profiles_dir"),
     ),
 ]
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]

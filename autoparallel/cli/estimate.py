@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def estimate_verb(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="LAYOUT [KEY=VALUE]...", help="Such as 'tp8 pp8 mbs1 sp zero1'."),
+        typer.Argument(metavar="LAYOUT|KEY=VALUE", help="Such as 'tp8 pp8 mbs1 sp zero1'."),
     ] = None,
     layout: Annotated[
         str, typer.Option("--layout", help="The layout, when not positional.", metavar="LAYOUT")

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from autoparallel.cli import common
+from autoparallel.errors import bad_value
+
+TORCHRUN = "torchrun"
 
 
 def export_verb(
@@ -25,7 +28,7 @@ def export_verb(
     ] = "",
     launcher: Annotated[
         str, typer.Option("--launcher", help="torchrun, slurm, kubernetes or ray.", metavar="NAME")
-    ] = "torchrun",
+    ] = TORCHRUN,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Where to write [the run directory].", metavar="DIR"),
@@ -37,16 +40,34 @@ def export_verb(
     json: common.JsonFlag = False,
 ) -> None:
     """Write the launch files of one layout or deployment of a plan."""
+    from autoparallel.envelope import plan_kind
+
+    if plan_kind(run) == "serving":
+        if launcher != TORCHRUN:
+            rule = "starts training jobs, and this plan serves"
+            raise bad_value("--launcher", launcher, rule, "leave it out, or --to kubernetes")
+        _export_serving(run, rank, out, site, to or None, config_dir, json)
+    else:
+        _export_training(run, rank, out, site, to, launcher, config_dir, json)
+
+
+def _export_training(
+    run: Path,
+    rank: int,
+    out: Path | None,
+    site: str | None,
+    to: str,
+    launcher: str,
+    config_dir: Path | None,
+    json: bool,
+) -> None:
+    """Write the launch files of one layout of a training plan."""
     from dataclasses import replace
 
     from autoparallel.cli.launch import launch_files, write_files
-    from autoparallel.envelope import plan_kind
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest, site_record
 
-    if plan_kind(run) == "serving":
-        _export_serving(run, rank, out, site, to or None, config_dir, json)
-        return
     plan = load_plan(run)
     saved = TrainingRequest.from_mapping(plan.request, f"{run} request")
     request = common.moved(saved, {"config_dir": config_dir})
@@ -94,8 +115,7 @@ def _export_serving(
     saved = ServingRequest.from_mapping(plan.request, f"{run} request")
     request = common.moved(saved, {"config_dir": config_dir})
     if site is not None:
-        own = Path(request.config_dir) if request.config_dir else None
-        request = replace(request, site=site_record(site, own))
+        request = replace(request, site=site_record(site, request.config_path))
     entry = common.entry_of_rank(plan, rank, "deployments")
     folder = out or (run if run.is_dir() else run.parent)
     written = [str(path) for path in write_serving_files(request, entry, folder, target)]

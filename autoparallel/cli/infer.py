@@ -53,8 +53,6 @@ def infer_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Rank the ways to serve a model within latency limits."""
-    if not 1 <= top <= 10_000:
-        raise ConfigError(f"--top: {top} is not in 1 to 10000; the usual is 10")
     flags = {
         "model": model,
         "num_gpus": gpus,
@@ -124,15 +122,19 @@ def _answer(
     request: ServingRequest, *, top: int, as_json: bool, out: Path | None, quiet: bool
 ) -> None:
     """Search, save the run, show the plan."""
-    from autoparallel.cli.run_folder import default_folder
+    from autoparallel.cli import run_folder
     from autoparallel.serving_planning import solve
 
     solved = solve(request, top=top)
-    gpus = request.num_gpus or "auto"
-    folder = out if out or as_json else default_folder(request.model.name, "serving", gpus)
+    folder = out
+    if out is None and not as_json:
+        gpus = request.num_gpus or "auto"
+        folder = run_folder.default_folder(request.model.name, "serving", gpus)
     names, unsaved = [], None
     try:
         names = _saved(folder, solved) if folder else []
+        if folder and not quiet:
+            run_folder.note_older(folder, names)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:
@@ -190,7 +192,7 @@ def _saved(folder: Path, solved: Solved) -> list[str]:
 def _nothing(solved: Solved) -> str:
     """What stands in the way, the nearest miss with its numbers, and what would meet the limits."""
     from autoparallel.reporting.serving_wording import deployment
-    from autoparallel.serving_planning import miss_ms, nearest_miss, rescues
+    from autoparallel.serving_planning import miss_ms, nearest_miss, rescues, too_much
 
     plan, request = solved.plan, solved.request
     if not plan.evaluated:
@@ -219,6 +221,8 @@ def _nothing(solved: Solved) -> str:
             lines.append(f"would do: {limits}: this very deployment")
         if request.request_rate is not None and miss.load is not None:
             lines.append(f"  carries {miss.load:.3g} of {request.request_rate:g} requests/s")
+        if beyond := too_much(request, miss):
+            lines.append(beyond)
     for flags, entry in rescues(request):
         lines.append(f"would do: {flags}: {entry.backend} {entry.mode}, {deployment(entry)}")
     if not lines[-1].startswith("would do"):

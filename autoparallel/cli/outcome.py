@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import platform
 import sys
@@ -27,6 +28,7 @@ _UsageError: Any = next(
 
 def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
     """Run `command`, report what went wrong, and return the exit code of the contract."""
+    _make_streams_sound()
     try:
         code = command.main(list(arguments), prog_name="autoparallel", standalone_mode=False)
         sys.stdout.flush()
@@ -62,6 +64,20 @@ def exit_code_of(command: Any, arguments: Sequence[str]) -> int:
         return _crashed(error, arguments)
 
 
+def _make_streams_sound() -> None:
+    """No output fails for what it says, or because nobody reads it.
+
+    A stream that the caller closed (`>&-`) is as good as /dev/null; what its encoding lacks (a path
+    in Latin-1, `±` in ASCII) becomes a question mark.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
 def _interrupted() -> int:
     complain("interrupted; what was finished is kept")
     return INTERRUPTED
@@ -69,10 +85,7 @@ def _interrupted() -> int:
 
 def complain(message: str) -> None:
     """One message on stderr."""
-    try:
-        print(f"autoparallel: {message}", file=sys.stderr)
-    except UnicodeError:
-        print(f"autoparallel: {message!a}", file=sys.stderr)
+    print(f"autoparallel: {message}", file=sys.stderr)
 
 
 def leave_at_once(error: AutoparallelError) -> NoReturn:
@@ -90,18 +103,21 @@ def _usage(command: Any, error: Any) -> str:
     where = f"see `{path} --help`"
     message = " ".join(str(error.format_message()).split())
     if (parameter := getattr(error, "param", None)) and "Input should" in message:
-        rule = message.partition("Input ")[2].rstrip(".")
+        rule = message.partition("Input ")[2].partition(",")[0].rstrip(".")
         return f"{parameter.opts[0]}: {_input(error)} {rule}; {where}"
     option = getattr(error, "option_name", None)
     if option and "No such option" in message:
         if (group := str(option).lstrip("-")) in ("site", "workload"):
             return f"no such option {option}; write {group}=NAME; {where}"
         known = [name for p in context.command.params for name in p.opts] if context else []
-        return f"no such option {option}; {_closest(option, known)}; {where}"
-    if message.startswith("No such command") and context is not None:
+        known = [name for name in known if name.startswith("-")]
+        return f"no such option {option}; {nearest(option, known)}; {where}"
+    commands = getattr(getattr(context, "command", None), "commands", {})
+    if message.startswith("No such command"):
         word = next((part for part in message.split("'")[1:2]), "")
-        commands = getattr(context.command, "commands", {})
-        return f"no such command {word!r}; {_closest(word, commands)}; {where}"
+        return f"no such command {word!r}; {nearest(word, commands)}; {where}"
+    if message.startswith("Missing command"):
+        return f"a command is missing; {nearest('', commands)}; {where}"
     return f"{message.rstrip('.')}; {where}"
 
 
@@ -110,10 +126,6 @@ def _input(error: Any) -> str:
     with contextlib.suppress(AttributeError, LookupError):
         return shown((error.__cause__ or error.__context__).errors()[0]["input"])
     return "the value"
-
-
-def _closest(word: str, known: Any) -> str:
-    return nearest(word, known)
 
 
 def _drop_stdout() -> None:

@@ -136,10 +136,10 @@ def compared(name: str, entry: PlanEntry, winner: PlanEntry) -> list[Line]:
     room = changes(winner.memory_parts or {}, entry.memory_parts or {})
     gib = ((entry.memory_bytes or 0) - (winner.memory_bytes or 0)) / GIB
     scale, unit, digits = time_scale(winner.iteration_s)
-    text = f"{name} {firm(entry.layout)}: {delta * scale:+.{digits}f} {unit} ({share:+.1%})"
+    text = f"{name} {firm(entry.layout)}: {delta * scale:+z.{digits}f} {unit} ({share:+z.1%})"
     if shown := _changes(times, "_s", scale, digits):
         text += f": {shown}"
-    text += f"; memory {gib:+.1f} GiB"
+    text += f"; memory {gib:+z.1f} GiB"
     if shown := _changes(room, "_bytes", 1 / GIB, 1):
         text += f": {shown}"
     return prose(text)
@@ -187,8 +187,8 @@ def worth(knobs: Sequence[Bought], winner: PlanEntry) -> list[Line]:
         delta = v.iteration_s - winner.iteration_s
         more = (v.memory_bytes - (winner.memory_bytes or 0)) / GIB
         text = (
-            f"{delta * scale:+8.{digits}f} {unit}  {delta / winner.iteration_s:+7.1%}  "
-            f"{more:+7.1f} GiB"
+            f"{delta * scale:+z8.{digits}f} {unit}  {delta / winner.iteration_s:+z7.1%}  "
+            f"{more:+z7.1f} GiB"
         )
         if len(name) > LONG_KNOB:
             lines.append([(start.rstrip(), "")])

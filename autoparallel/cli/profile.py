@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,6 +178,7 @@ class _Proof:
 
         campaign = None
         started = None
+        since = time.monotonic()
         try:
             bar.note("starting the launcher")
             started = where.start()
@@ -184,7 +186,7 @@ class _Proof:
             if sized.concurrent > 1 and not where.cuda and not self.quiet:
                 complain("note: trials that run at a time on CPUs slow each other down")
             campaign = Campaign(self.folder, self.plan, self.request, sized, started, bar)
-            campaign.run()
+            campaign.run(since)
         except (KeyboardInterrupt, ConfigError, LaunchError) as error:
             return campaign, error
         finally:
@@ -196,7 +198,7 @@ class _Proof:
         """Write what a campaign found and show it; then fail as it failed."""
         from autoparallel.campaign import recorded
 
-        found = recorded(self.folder, self.plan, self.request, campaign.outcome)
+        found = recorded(self.folder, self.plan, self.request, campaign.outcome, campaign.catch_up)
         if self.as_json:
             typer.echo(found.plan.text(), nl=False)
         else:
@@ -220,8 +222,7 @@ def _all_failed(campaign: Campaign) -> str:
     """Every outcome with its first message."""
     trials = campaign.outcome.trials
     words = [f"{t.job.layout}: {t.result.outcome}, {t.result.message}" for t in trials[:5]]
-    return (
-        "\n  ".join([f"trials: all {len(trials)} failed", *words])
-        if words
-        else (f"trials: none ran; {campaign.outcome.reason}")
-    )
+    if words:
+        return "\n  ".join([f"trials: all {len(trials)} failed", *words])
+    hint = "; give --budget more" if campaign.outcome.out_of_budget else ""
+    return f"trials: none was measured; {campaign.outcome.reason}{hint}"

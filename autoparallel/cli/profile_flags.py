@@ -14,7 +14,12 @@ TopFlag: TypeAlias = Annotated[
     int, typer.Option("--top", help="Layouts to measure.", metavar="K", min=1, max=1000)
 ]
 BudgetFlag: TypeAlias = Annotated[
-    str, typer.Option("--budget", help="Wall time, such as 90s, 30m, 2h.", metavar="TIME")
+    str,
+    typer.Option(
+        "--budget",
+        help="Wall time, such as 90s, 30m, 2h; what runs at its end is cut.",
+        metavar="TIME",
+    ),
 ]
 ModeFlag: TypeAlias = Annotated[
     str, typer.Option("--mode", help="job, proxy or rank.", metavar="MODE")

@@ -30,7 +30,7 @@ class Bar:
 
     def __call__(self, event: Event) -> None:
         """Show what has just happened."""
-        if event.kind == "end":
+        if event.kind in ("end", "cut"):
             self._print(("\r\x1b[K" if self._over else "") + f"{_ended(event)}\n")
         if self._over:
             self.note(self._line(event))
@@ -63,10 +63,13 @@ class Bar:
 
 
 def _ended(event: Event) -> str:
-    result = event.result
-    if result is None:
-        return ""
-    return f"trial {event.number}: {event.layout}: {_said(result)}"
+    said = _said(event.result) if event.result else _cut(event)
+    return f"trial {event.number}: {event.layout}: {said}"
+
+
+def _cut(event: Event) -> str:
+    """How far a trial came that counts for nothing."""
+    return f"cut by the campaign's end after {event.step} of {event.steps} steps, not counted"
 
 
 def _said(result: Result) -> str:
@@ -134,6 +137,9 @@ def summary(folder: Path, found: Recorded, outcome: Outcome) -> list[screen.Line
     lines: list[screen.Line] = []
     if outcome.reason:
         lines += screen.prose(f"Ended: {outcome.reason}.", "bold")
+    for cut in outcome.cut:
+        text = f"Cut before it had measured anything: {cut}; run again to go on with it."
+        lines += screen.prose(text, "yellow")
     lines += screen.prose(_worth(found, outcome))
     if outcome.study.seen.measured:
         lines += screen.prose(_repeats(outcome))
@@ -162,7 +168,8 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
         return "Nothing was measured."
     one = next(iter(measured.values()))
     how = ", ".join(word for word in (one.impl and f"{one.impl} kernels", one.backend) if word)
-    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device} ({how})"
+    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device}"
+    text += f" ({how})" if how else ""
     if found.bias is not None:
         text += f"; measured over predicted {found.bias:.3g} in the median"
     if not found.corrects:

@@ -10,7 +10,13 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli.regress_profile import Profile, profiled, training_only
-from autoparallel.errors import AutoparallelError, ConfigError, LaunchError, bad_value
+from autoparallel.errors import (
+    AutoparallelError,
+    CatalogError,
+    ConfigError,
+    LaunchError,
+    bad_value,
+)
 
 if TYPE_CHECKING:
     from autoparallel.regression import Lock, Samples, Verdict
@@ -38,7 +44,6 @@ StepsFlag: TypeAlias = Annotated[
 
 app = typer.Typer(
     help="Pin plans in the repository; fail CI when one gets worse.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
@@ -84,19 +89,16 @@ def pin_verb(
 
 def _choice(run: Path, rank: int) -> tuple[Mapping[str, Any], str, float | None]:
     """The request of a plan of either kind, its choice at `rank`, and that one's step time."""
+    from autoparallel.envelope import plan_kind
     from autoparallel.plan import load_plan
     from autoparallel.regression.serving import deployment
     from autoparallel.serving_plan import load_serving_plan
 
-    try:
-        plan: Any = load_plan(run)
-    except ConfigError as error:
-        if "kind: 'serving'" not in str(error):
-            raise
-        plan = load_serving_plan(run)
+    if plan_kind(run) == "serving":
+        served = load_serving_plan(run)
+        return served.request, deployment(common.entry_of_rank(served, rank, "entries")), None
+    plan = load_plan(run)
     entry = common.entry_of_rank(plan, rank, "entries")
-    if plan.kind == "serving":
-        return plan.request, deployment(entry), None
     return plan.request, str(entry.layout), entry.iteration_s
 
 
@@ -113,7 +115,11 @@ def _pinned(
     from autoparallel.regression import answers
     from autoparallel.regression.pin import pinned_lock
 
-    ask = answers.asked(saved, to.parent, files)
+    try:
+        ask = answers.asked(saved, to.parent, files)
+    except CatalogError as error:
+        hint = "if the run was made with a file, give --model FILE"
+        raise ConfigError(f"{error}; {hint}") from error
     kind = answers.kind_of_request(saved)
     today = answers.answered(kind, ask, to.parent, {})
     if (now := today.standing(layout, {})) and not now.legal:
@@ -149,7 +155,7 @@ def _pin_lines(to: Path, lock: Lock, today: Today, run_s: float | None) -> list[
 
 @app.command("check")
 def check_verb(
-    locks: Annotated[list[Path], typer.Argument(metavar="LOCK...", help=f"Lock files, *{SUFFIX}.")],
+    locks: Annotated[list[Path], typer.Argument(metavar="LOCK", help=f"Lock files, *{SUFFIX}.")],
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write JUnit XML.", metavar="FILE")
     ] = None,

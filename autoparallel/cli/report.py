@@ -11,7 +11,7 @@ from autoparallel.cli import common
 from autoparallel.cli.progress import Progress
 
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run directories, or their plan.json.")
+    list[Path], typer.Argument(metavar="RUN", help="Run directories, or their plan.json.")
 ]
 
 

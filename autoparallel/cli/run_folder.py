@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,38 @@ if TYPE_CHECKING:
     from autoparallel.request import TrainingRequest
 
 
+_OF_A_RUN = (
+    "launch/*",
+    "measured.csv",
+    "pareto.csv",
+    "plan.predicted.json",
+    "profiles",
+    "report.html",
+    "report.trace.json",
+    "trials",
+)
+
+
 def default_folder(*words: object) -> Path:
-    """`runs/<time>-<words>/`: where a run goes that names no folder."""
+    """`runs/<time>-<words>/`, made now: where a run goes that names no folder.
+
+    Runs that start in the same second get folders of their own.
+    """
     started = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / "-".join(map(str, (started, *words)))
+    usual = Path("runs") / "-".join(map(str, (started, *words)))
+    others = (usual.with_name(f"{usual.name}-{n}") for n in count(2))
+    return next(folder for folder in chain([usual], others) if _made(folder))
+
+
+def _made(folder: Path) -> bool:
+    """Whether nobody else has the folder; why it cannot be made is said when a file is written."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def save(folder: Path, plan: Plan, result: Ranked, where: Setting, save_all: bool) -> list[str]:
@@ -76,6 +105,14 @@ def _launch_files(request: TrainingRequest, plan: Plan, folder: Path) -> list[st
             return names_in(folder, written)
     typer.echo(f"no launch files: {first}", err=True)
     return []
+
+
+def note_older(folder: Path, names: Sequence[str]) -> None:
+    """Say what stands in a run's folder beside the files just written: it is of an earlier plan."""
+    found = sorted(str(p.relative_to(folder)) for one in _OF_A_RUN for p in folder.glob(one))
+    old = [o for o in found if not any(n == o or n.startswith(f"{o}/") for n in names)]
+    if old:
+        typer.echo(f"{folder} also holds, of an earlier plan: {', '.join(old)}", err=True)
 
 
 def names_in(folder: Path, written: Iterable[Path]) -> list[str]:

@@ -63,8 +63,6 @@ def search_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Rank the layouts of a model on a cluster."""
-    if not 1 <= top <= 100_000:
-        raise ConfigError(f"--top: {top} is not in 1 to 100000; the usual is 10")
     every = framework == EVERY_FRAMEWORK
     request = common.request_from(
         {
@@ -141,13 +139,16 @@ def _answer(
     from autoparallel.cli import plan_view, run_folder
 
     plan, result, where = _searched(request, top)
-    usual = run_folder.default_folder(request.model.name, request.num_gpus)
-    folder = out if out or as_json else usual
+    folder = out
+    if out is None and not as_json:
+        folder = run_folder.default_folder(request.model.name, request.num_gpus)
     names, unsaved = [], None
     try:
         names = run_folder.save(folder, plan, result, where, save_all) if folder else []
         if report and folder and plan.entries:
             names += run_folder.report(folder, quiet)
+        if folder and not quiet:
+            run_folder.note_older(folder, names)
     except ConfigError as error:  # the answer is worth showing all the same
         unsaved = error
     if as_json:

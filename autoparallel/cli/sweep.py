@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 import typer
 
 from autoparallel.cli import common, screen, sweep_view
-from autoparallel.errors import NothingFitsError, bad_value
+from autoparallel.errors import ConfigError, NothingFitsError, bad_value, nearest
 
 if TYPE_CHECKING:
     from autoparallel.sweep import Axes, Limits, SweepResult
@@ -54,7 +54,12 @@ RayAddressFlag: TypeAlias = Annotated[
 ]
 OutFlag: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder of the results; goes on where it was.", metavar="DIR"),
+    typer.Option(
+        "--out",
+        help="Folder of the results; goes on where it was.",
+        metavar="DIR",
+        parser=common.folder,
+    ),
 ]
 
 
@@ -95,34 +100,28 @@ def sweep_verb(
         "tokens": tokens,
         "space": space,
         "overrides": tuple(overrides or ()),
-        "allow_numerics": _allowed(allow),
+        "allow_numerics": common.allowed(allow),
         "config_dir": config_dir,
         "profiles_dir": profiles_dir,
         "objective": wanted if wanted == "memory_bytes" else None,
     }
-    names = {"cluster": cluster, "framework": framework, "precision": precision}
-    counts = {"global_batch_size": global_batch_size, "seq_length": seq_length}
-    varied: dict[str, Any] = {
-        **{key: _texts(_flag(key), text) or (None,) for key, text in names.items()},
-        **{key: _numbers(_flag(key), text) or (None,) for key, text in counts.items()},
-    }
     axes = Axes(
         model=_needed("--model", _texts("--model", model)),
         num_gpus=_needed("--gpus", _numbers("--gpus", gpus)),
+        cluster=_texts("--cluster", cluster) or (None,),
+        framework=_texts("--framework", framework) or (None,),
+        precision=_texts("--precision", precision) or (None,),
+        global_batch_size=_numbers("--global-batch-size", global_batch_size) or (None,),
+        seq_length=_numbers("--seq-length", seq_length) or (None,),
         weak=weak,
         usd_per_gpu_hour=_prices(price),
         fixed=fixed,
-        **varied,
     )
     found = cases(axes)
     _check_prices(axes, [case.values["cluster"] for case in found])
     with _progress(len(found), quiet or json) as step:
         results = run_cases(found, out, ray_address, step)
     _answer(results, limits, wanted, out=out, as_json=json, quiet=quiet)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _answer(
@@ -218,7 +217,7 @@ def _texts(flag: str, text: str) -> tuple[str, ...]:
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
     numbers = []
     for part in _texts(flag, text):
-        if not part.isdecimal() or int(part) < 1:
+        if not part.isdecimal() or len(part) > 18 or int(part) < 1:
             raise bad_value(flag, part, "is not a whole number above 0", "write 256,512,1024")
         numbers.append(int(part))
     return tuple(numbers)
@@ -226,7 +225,7 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
 
 def _needed(flag: str, values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
-        raise bad_value(flag, "", "is missing, and has no default", "add it")
+        raise ConfigError(f"{flag}: missing, and has no default; add it")
     return values
 
 
@@ -244,8 +243,6 @@ def _prices(text: str) -> dict[str, float]:
 
 
 def _check_prices(axes: Axes, clusters: Sequence[str | None]) -> None:
-    from autoparallel.errors import nearest
-
     known = {str(name) for name in clusters}
     for name in axes.usd_per_gpu_hour:
         if name not in known:
@@ -256,12 +253,3 @@ def _positive(flag: str, value: float | None) -> float | None:
     if value is not None and not 0 < value < 1e15:
         raise bad_value(flag, value, "is not above 0", "leave it out for no limit")
     return value
-
-
-def _allowed(words: Sequence[str] | None) -> bool:
-    for word in words or ():
-        if word != "numerics":
-            raise bad_value(
-                "--allow", word, "is not something to allow", "the one choice is numerics"
-            )
-    return bool(words)

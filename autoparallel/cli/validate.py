@@ -14,9 +14,7 @@ from autoparallel.errors import bad_value
 if TYPE_CHECKING:
     from autoparallel.scoreboard import Score
 
-FilesArgument = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="CSV of measured runs.")
-]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE", help="CSV of measured runs.")]
 
 
 def validate_verb(

@@ -21,7 +21,7 @@ from autoparallel.exporting.program import Program, one_line
 from autoparallel.exporting.refusal import (
     cannot,
     every_nth_layer,
-    refuse_megatron_words,
+    refuse_beside_fsdp2,
     refuse_prediction_layers,
 )
 
@@ -108,21 +108,11 @@ def settings(job: TrainingJob) -> dict[str, Any]:
 
 def _refuse(job: TrainingJob) -> None:
     layout, family = job.layout, hf_config(job.model, 1)["model_type"]
-    refuse_megatron_words(job, VERSION)
+    refuse_beside_fsdp2(job, VERSION, _SCHEDULES)
     refuse_prediction_layers(job, VERSION)
-    if layout.zero_stage < 2:
-        why = "FSDP2 shards gradients and optimizer states always"
-        raise cannot("zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
-    if layout.schedule not in _SCHEDULES:
-        why = f"its schedules are {', '.join(_SCHEDULES)}"
-        raise cannot("sched", layout.schedule, VERSION, why)
     if layout.precision != "bf16":
         why = "its recipe here is bf16 with float32 gradients and master weights"
         raise cannot("prec", layout.precision, VERSION, why, "use prec=bf16")
-    if layout.optimizer_offload_fraction:
-        why = "its offload moves parameters and gradients too"
-        fraction = layout.optimizer_offload_fraction
-        raise cannot("offload", fraction, VERSION, why, "leave offload out")
     if layout.context_parallel_size > 1 and layout.cp_comm_type != "p2p":
         why = "it has ring attention only"
         raise cannot("cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")

@@ -12,6 +12,7 @@ import yaml
 
 from autoparallel.errors import ConfigError
 from autoparallel.exporting import sglang, trtllm, vllm
+from autoparallel.exporting.program import dns_name
 from autoparallel.exporting.serving import COORDINATION_PORT, FIRST_PORT, Deployment, quoted
 from autoparallel.serving_plan import Worker
 
@@ -39,9 +40,7 @@ def _manifests(deployed: Deployment, worker: Worker) -> list[dict[str, Any]]:
 
 
 def _name(deployed: Deployment, worker: Worker) -> str:
-    model = deployed.checkpoint.rpartition("/")[2].lower()
-    plain = "".join(c if c.isalnum() else "-" for c in model).strip("-")
-    return f"{plain[:40].rstrip('-')}-{worker.role}"
+    return dns_name(deployed.checkpoint.rpartition("/")[2], f"-{worker.role}")
 
 
 def _workload(deployed: Deployment, worker: Worker, name: str) -> dict[str, Any]:

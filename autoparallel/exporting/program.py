@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,12 @@ def node_script(program: Program, num_nodes: int, gpus_per_node: int) -> str:
         f"  {program.command}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def dns_name(text: str, suffix: str = "") -> str:
+    """`text` as a DNS label of at most 50 letters, so that pod names stay below 63."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "job"
+    return plain[: 50 - len(suffix)].strip("-") + suffix
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from autoparallel.errors import ConfigError, bad_value
 from autoparallel.exporting.job import TrainingJob
 
@@ -36,6 +38,24 @@ def refuse_megatron_words(job: TrainingJob, version: str) -> None:
     if layout.tensor_model_parallel_size > 1 and not layout.sequence_parallel:
         why = "tensor parallelism there always splits the sequence between the matrices"
         raise cannot("sp", "off", version, why, "add sp")
+
+
+def refuse_beside_fsdp2(job: TrainingJob, version: str, schedules: Collection[str]) -> None:
+    """What FSDP2 cannot express, whatever drives it, and schedules that the driver lacks.
+
+    Raises:
+        ConfigError: the layout uses one of them.
+    """
+    layout = job.layout
+    refuse_megatron_words(job, version)
+    if layout.zero_stage < 2:
+        why = "FSDP2 shards gradients and optimizer states always"
+        raise cannot("zero", layout.zero_stage, version, why, "use zero2 or zero3")
+    if layout.schedule not in schedules:
+        raise cannot("sched", layout.schedule, version, f"its schedules are {', '.join(schedules)}")
+    if fraction := layout.optimizer_offload_fraction:
+        why = "its offload moves parameters and gradients too"
+        raise cannot("offload", fraction, version, why, "leave offload out")
 
 
 def refuse_prediction_layers(job: TrainingJob, version: str) -> None:

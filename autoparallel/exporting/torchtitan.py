@@ -17,7 +17,7 @@ from typing import Any
 from autoparallel.errors import bad_value
 from autoparallel.exporting.job import TrainingJob, stage_modules, stage_sizes
 from autoparallel.exporting.program import Program, one_line
-from autoparallel.exporting.refusal import cannot, every_nth_layer, refuse_megatron_words
+from autoparallel.exporting.refusal import cannot, every_nth_layer, refuse_beside_fsdp2
 from autoparallel.exporting.torchtitan_model import family_arguments
 
 VERSION = "torchtitan v0.2.2"
@@ -89,23 +89,13 @@ def settings(job: TrainingJob) -> dict[str, dict[str, Any]]:
 
 def _refuse(job: TrainingJob) -> None:
     layout = job.layout
-    refuse_megatron_words(job, VERSION)
-    if layout.zero_stage < 2:
-        why = "FSDP2 shards gradients and optimizer states always"
-        raise cannot("zero", layout.zero_stage, VERSION, why, "use zero2 or zero3")
-    if layout.schedule not in _SCHEDULES:
-        why = f"its schedules are {', '.join(_SCHEDULES)}"
-        raise cannot("sched", layout.schedule, VERSION, why)
+    refuse_beside_fsdp2(job, VERSION, _SCHEDULES)
     if layout.grad_reduce_dtype != "fp32":
         why = "it reduces gradients in float32 only"
         raise cannot("grad", layout.grad_reduce_dtype, VERSION, why, "use grad=fp32")
     if layout.precision not in ("bf16", "mxfp8", *_FLOAT8):
         why = "it has bf16, tensorwise float8 and mxfp8"
         raise cannot("prec", layout.precision, VERSION, why)
-    if layout.optimizer_offload_fraction:
-        why = "its offload moves parameters and gradients too"
-        fraction = layout.optimizer_offload_fraction
-        raise cannot("offload", fraction, VERSION, why, "leave offload out")
     if layout.context_parallel_size > 1 and layout.cp_comm_type not in _ROTATE:
         why = "it has ring attention (p2p) and all_gather"
         raise cannot("cpcomm", layout.cp_comm_type, VERSION, why, "use cpcomm=p2p")

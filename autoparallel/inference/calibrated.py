@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autoparallel.errors import ProfileError, nearest
-from autoparallel.inference.backend import BACKENDS
 from autoparallel.inference.constants import (
-    CONSTANT_NAMES,
     ENGINE_NAMES,
     ServingConstants,
     expected,
@@ -62,6 +60,12 @@ class ServingCalibration:
     gpus: tuple[str, ...] = ()
     source: str = ""
 
+    @property
+    def lender(self) -> str:
+        """Whose constants these are, in words; empty when they are its own."""
+        names = self.borrowed_from.split(" and ")
+        return " and ".join("everything measured" if n == EVERYTHING else n for n in names)
+
 
 def serving_calibration(
     backend: str, gpu: str, generation: str, folders: Sequence[Path]
@@ -106,34 +110,20 @@ def chosen(
 ) -> ServingCalibration:
     """The calibration of `backend` on GPUs of `generation` among `known`, or a borrowed one.
 
-    Without its own it takes the constants of the kernels from the backend with most runs on that
-    generation, those of the engine's own code from the same backend on the nearest generation, and
-    what nobody there has from the fit to all runs, scaled by what is known of the generation. A
-    borrowed one says `assumed` and is wider.
+    Without its own it takes the constants of the engine's own code from the same backend on the
+    nearest generation, and all others from the fit to all runs, scaled by what is known of the
+    generation. A borrowed one says `assumed` and is wider.
     """
     family = f"{backend}-{generation}"
     if family in known:
         return known[family]
     base = known.get(EVERYTHING, ServingCalibration(family=EVERYTHING))
     constants = expected(base.constants, backend, generation)
-    kernels, engine = _same_generation(known, generation), _same_backend(known, backend, generation)
-    if kernels:
-        names = [n for n in CONSTANT_NAMES if n not in ENGINE_NAMES]
-        constants = _taken(constants, kernels.constants, names)
+    engine = _same_backend(known, backend, generation)
     if engine:
-        constants = _taken(constants, engine.constants, ENGINE_NAMES)
-    return _borrowed(replace(base, constants=constants), family, (kernels or base, engine or base))
-
-
-def _taken(to: ServingConstants, giver: ServingConstants, names: Iterable[str]) -> ServingConstants:
-    return replace(to, **{name: getattr(giver, name) for name in names})
-
-
-def _same_generation(
-    known: Mapping[str, ServingCalibration], generation: str
-) -> ServingCalibration | None:
-    there = [c for name, c in known.items() if any(name == f"{b}-{generation}" for b in BACKENDS)]
-    return max(there, key=lambda c: c.rows, default=None)
+        own = {name: getattr(engine.constants, name) for name in ENGINE_NAMES}
+        constants = replace(constants, **own)
+    return _borrowed(replace(base, constants=constants), family, (base, engine or base))
 
 
 def _same_backend(

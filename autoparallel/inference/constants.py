@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from autoparallel.constants import constant
 from autoparallel.units import Num
 
@@ -21,25 +23,25 @@ class ServingConstants:
     Assumed defaults worth a word: a layer run eagerly starts some 35 kernels at 10 to 15 us each
     (`prefill_layer_s`); grouped products of experts reach half of a plain one's rate
     (`moe_efficiency`, in arithmetic; they read their weights like any other), and 4-bit weights
-    are widened beside the arithmetic, not before it (`upcast_efficiency`). `stream_s` is the
-    fastest front end measured (SGLang 0.5.6, 19,600 tokens a second to 512 clients).
+    are widened beside the arithmetic, not before it (`upcast_efficiency`). `narrow_s` is one more
+    kernel; isolated 8-bit products show 11 us, most of which engines fuse into their neighbours.
+    `stream_s` is the fastest front end measured (SGLang 0.5.6, 19,600 tokens a second to 512
+    clients).
     """
 
     gemm_efficiency: Num = constant(
-        0.78, 0.4, 0.88, "share of the dense bf16 peak that a large GEMM reaches"
+        0.84, 0.4, 0.97, "share of the dense peak that a large GEMM reaches on slow tensor cores"
     )
-    fp8_efficiency: Num = constant(0.85, 0.4, 1.05, "the same share under fp8, relative to bf16's")
-    fp4_efficiency: Num = constant(
-        0.53, 0.2, 1.0, "the same share under 4-bit floats, relative to bf16's"
-    )
+    fp8_efficiency: Num = constant(1.0, 0.4, 1.3, "rate of a large fp8 GEMM over what that gives")
+    fp4_efficiency: Num = constant(1.0, 0.3, 1.3, "the same under 4-bit floats")
     gemm_ramp_waves: Num = constant(
         0.035, 0.01, 2.0, "waves of 128x256 tiles at which a GEMM reaches half of its rate"
     )
-    narrow_ramp_waves: Num = constant(
-        0.3, 0.01, 2.0, "the same for 8- and 4-bit weights, the scaling of inputs included"
+    narrow_s: Num = constant(
+        3e-6, 0.1e-6, 20e-6, "start that a product of 8- or 4-bit weights has beyond a wide one's"
     )
     memory_bandwidth: Num = constant(
-        0.75, 0.4, 0.93, "share of memory bandwidth at which a skinny GEMM streams its weights"
+        0.89, 0.4, 0.97, "share of the memory's bandwidth that a kernel reaches on slow memory"
     )
     kernel_s: Num = constant(
         3e-6, 0.5e-6, 15e-6, "time a kernel takes however small it is, inside a CUDA graph"
@@ -69,7 +71,7 @@ class ServingConstants:
         0.85, 0.1, 1.0, "rate of a GEMM whose 4-bit weights the GPU must widen first, over bf16's"
     )
     expert_padding: Num = constant(
-        32.0, 0.0, 256.0, "rows by which the tiles of an expert's GEMM exceed its tokens, mean"
+        32.0, 0.0, 256.0, "rows by which the tiles of an expert's GEMM exceed many tokens, mean"
     )
     expert_imbalance: Num = constant(1.2, 1.0, 2.5, "load of the fullest expert rank over the mean")
     hidden_passes: Num = constant(
@@ -139,26 +141,29 @@ ENGINE_NAMES = (
 """Constants of the engine's own code; the others belong to the GPU and its kernels."""
 
 GENERATION_FACTORS: Mapping[str, Mapping[str, float]] = {
-    "ada": {"gemm_efficiency": 0.68, "fp8_efficiency": 0.93},
-    "blackwell": {"gemm_efficiency": 0.88},
-    "cdna3": {"gemm_efficiency": 0.64, "gemm_ramp_waves": 0.5, "narrow_ramp_waves": 0.5},
+    "ada": {"gemm_efficiency": 0.67, "fp8_efficiency": 0.83},
+    "cdna3": {"gemm_efficiency": 0.64, "gemm_ramp_waves": 0.5},
 }
-"""Constants of a generation over those of Hopper before any run of it is known.
+"""Constants of a generation over those of others before any run of it is known.
 
-`gemm_efficiency`: the rate `e` that `e w / (w + w0)` fits to isolated products of 512 rows and
-more: 78 % of the peak on H100 and H200, 68 % on B200, 53 % on L40S
-(`benchmarks/measured/microbench.csv`); on MI300X the best product reaches 51 % of the peak where
-H100's reaches 80 % (`measured_matmul_tflops` of the catalog).
-`*_ramp_waves`: a compute unit of MI300X does half of the work of a Hopper multiprocessor.
+`gemm_efficiency`: L40S reaches 53 % of its bf16 and 42 % of its fp8 peak where the rate of its
+multiprocessors would let it reach 80 and 76 % (`benchmarks/measured/microbench.csv`); on MI300X the
+best product reaches 51 % of the peak where H100's reaches 80 % (`measured_matmul_tflops` of the
+catalog).
+`gemm_ramp_waves`: a compute unit of MI300X does half of the work of a Hopper multiprocessor.
 """
 BACKEND_FACTORS: Mapping[str, Mapping[str, float]] = {
     "vllm": {"prefill_layer_s": 0.45, "prefill_moe_s": 0.45},
+    "tensorrt-llm": {"kv_bandwidth": 1.2},
 }
 """Constants of a backend over those of an engine that runs its prompts eagerly.
 
 `prefill_layer_s`: vLLM compiles the layers of a prompt step and starts them as a few captured
 pieces each (`CompilationConfig`, piecewise CUDA graphs); about half of the launches is assumed to
 be left.
+`kv_bandwidth`: isolated decode attention over more than 1 GB of cache reaches from 51 and 64 %
+(SGLang and vLLM, fp8 cache on H200) to 90 % of the memory's bandwidth (aiconfigurator's kernel
+tables, Apache-2.0); the 90 % are taken for TensorRT-LLM's kernels.
 """
 
 
@@ -177,7 +182,8 @@ def expected(constants: ServingConstants, backend: str, generation: str) -> Serv
     return constants
 
 
-def bounded(name: str, value: float) -> float:
+def bounded(name: str, value: Num) -> Num:
     """`value` inside the bounds of constant `name`."""
     low, high = bounds(name)
-    return min(max(value, low), high)
+    inside: Num = np.minimum(np.maximum(value, low), high)
+    return inside

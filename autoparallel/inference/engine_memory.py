@@ -16,12 +16,15 @@ from autoparallel.model import (
     norm_parameters,
     router_and_shared_parameters,
 )
-from autoparallel.units import Num
+from autoparallel.units import Num, indicator
 
 HALF = 2.0
 """Bytes of a bf16 number: what is not quantised."""
 MEMORY_SIGMA = 0.06
 """Assumed standard deviation of the log of the memory an engine needs before its KV cache."""
+COMMUNICATOR_BYTES = 2.0e9
+"""Communicators and workspaces of collectives on a GPU of several (assumed): with the context they
+make the 3.5 to 4.5 GiB that such engines hold beside weights, activations and graphs."""
 ACTIVATION_COPIES = 6.0
 """Assumed hidden-size tensors, and halves of the MLP's, alive at once in a step."""
 
@@ -66,7 +69,9 @@ def memory(setting: Setting, instance: Instance, batch: Num, context_tokens: Num
         activations_bytes=activations_bytes(setting, instance),
         logits_bytes=logits_bytes(setting, instance),
         graphs_bytes=setting.backend.graph_bytes + 0.0 * per_copy,
-        context_bytes=setting.backend.context_bytes + 0.0 * per_copy,
+        context_bytes=setting.backend.context_bytes
+        + COMMUNICATOR_BYTES * indicator(np.asarray(instance.gpus) > 1)
+        + 0.0 * per_copy,
     )
 
 

@@ -11,6 +11,13 @@ TILE = (128.0, 256.0)
 """Output tile of one multiprocessor in a large GEMM."""
 NORM = 4.0
 """How two bounds of a time meet: a p-norm, since neither hides wholly behind the other."""
+SM_BYTES_PER_S = 64.0 * 1.8e9
+"""What one multiprocessor takes in from the L2 cache: 64 bytes a clock (CUDA C++ programming guide,
+NVIDIA A100 whitepaper), at some 1.8 GHz."""
+INNER_TURN = {True: 80.0, False: 330.0}
+"""Inputs by which a tile's time exceeds those it sums over, of 16-bit weights and of narrower ones:
+filling the pipeline and writing the tile (`benchmarks/measured/microbench.csv`: products of over
+33 million outputs on A100, H100, H200 and B200, intercept over slope of the time against k)."""
 
 
 def gemm_s(
@@ -18,8 +25,9 @@ def gemm_s(
 ) -> Num:
     """Time of `matrices` products [m, k] x [k, n], without the start of the kernel.
 
-    Arithmetic at a rate that ramps with the waves of output tiles, or reading the weights at the
-    rate of a skinny product, whichever is longer, joined smoothly.
+    Arithmetic at a rate that ramps with the waves of output tiles and with the inputs summed over,
+    or reading the weights, whichever is longer, joined smoothly. Products of 8- and 4-bit weights
+    quantise their inputs first, which takes a start of its own.
 
     Args:
         setting: What is served.
@@ -30,16 +38,29 @@ def gemm_s(
         matrices: Products of that size (experts of one layer).
         share: Of the rate of arithmetic of a plain product.
     """
-    c = setting.constants
+    c, wide = setting.constants, precision in ("bf16", "fp16")
     flops = 2.0 * m * n * k * matrices
     waves = m * n * matrices / (TILE[0] * TILE[1]) / setting.machine.sms
-    ramp = waves / (waves + (c.gemm_ramp_waves if _wide(precision) else c.narrow_ramp_waves))
+    ramp = waves / (waves + c.gemm_ramp_waves) * k / (k + INNER_TURN[wide])
     rate = setting.gemm_flops_per_s(precision) * ramp * share
     moved = WEIGHT_BYTES[precision] * n * k * matrices
     moved = moved + (activation_bytes(precision) * k + 2.0 * n) * m * matrices
-    bandwidth = setting.machine.memory_bandwidth_bytes_per_s * c.memory_bandwidth
     compute = flops / np.maximum(rate, 1.0)
-    return longer(compute, moved / bandwidth)
+    start = 0.0 if wide else c.narrow_s
+    return longer(compute, streamed_s(setting, moved)) + start
+
+
+def streamed_s(setting: Setting, moved_bytes: Num) -> Num:
+    """Time in which a kernel reads or writes `moved_bytes` of memory.
+
+    They cross the memory's bus and the way between cache and multiprocessors, and hardly overlap:
+    the faster the memory, the smaller its share that a kernel reaches (skinny products of isolated
+    kernels: 74 % on H100, 69 % on H200, 63 % on B200).
+    """
+    machine = setting.machine
+    bus = machine.memory_bandwidth_bytes_per_s * setting.constants.memory_bandwidth
+    total: Num = moved_bytes * (1.0 / bus + 1.0 / (SM_BYTES_PER_S * machine.sms))
+    return total
 
 
 def longer(one: Num, other: Num) -> Num:
@@ -50,14 +71,10 @@ def longer(one: Num, other: Num) -> Num:
     return total
 
 
-def _wide(precision: str) -> bool:
-    return precision in ("bf16", "fp16")
-
-
 def elementwise_s(setting: Setting, tokens: Num, copies: Num = 1.0) -> Num:
     """Norms, activations, rotations, quantisation of one layer: `copies` of the hidden state."""
     moved = setting.constants.hidden_passes * 2.0 * tokens * setting.shape.h * copies
-    return moved / setting.machine.memory_bandwidth_bytes_per_s
+    return streamed_s(setting, moved)
 
 
 def prompt_attention_s(setting: Setting, pairs: Num, prompt_tokens: Num, heads: Num) -> Num:

@@ -35,6 +35,12 @@ def activation_bytes(precision: str) -> float:
 
 
 FOUR_BIT = ("nvfp4", "mxfp4")
+SM_FLOPS_PER_S = 40e12
+"""Rate at which one multiprocessor would work through products if its tensor cores took no time:
+feeding them and writing results. Read with 84 % for slow cores off the share of the peak that large
+isolated products reach against the peak of a multiprocessor in TFLOP/s: 80 % at 2.9 (A100), 78 at
+7.5 (H100), 62 at 15 (H100 fp8), 67 at 15 (B200), 54 at 30 (B200 fp8), 37 at 61 (B200 nvfp4)
+(`benchmarks/measured/microbench.csv`; nvfp4: aiconfigurator's tables, Apache-2.0)."""
 GRACE_HOSTED = ("gh200-96gb", "gb200-nvl72", "gb300-nvl72")
 """GPUs whose host is an NVIDIA Grace CPU (Arm)."""
 NATIVE_EXPERTS = ("gpt-oss",)
@@ -70,16 +76,23 @@ class Setting:
         the GPU lacks is widened on the way and runs at a share of the bf16 rate.
         """
         c, peaks = self.constants, self.cluster.gpu.peak_flops_per_s
-        wide = self.machine.bf16_flops_per_s * c.gemm_efficiency
+        if precision == "nvfp4" and "nvfp4" in peaks:
+            return self._reached_flops_per_s(peaks["nvfp4"]) * c.fp4_efficiency
+        wide = self._reached_flops_per_s(self.machine.bf16_flops_per_s)
         if precision in ("bf16", "fp16"):
             return wide
-        if precision in FOUR_BIT and "nvfp4" not in peaks:
+        if "fp8" not in peaks or (precision in FOUR_BIT and "nvfp4" not in peaks):
             return wide * c.upcast_efficiency
-        if precision == "nvfp4":
-            return peaks["nvfp4"] * c.gemm_efficiency * c.fp4_efficiency
-        if "fp8" not in peaks:
-            return wide * c.upcast_efficiency
-        return peaks["fp8"] * c.gemm_efficiency * c.fp8_efficiency
+        return self._reached_flops_per_s(peaks["fp8"]) * c.fp8_efficiency
+
+    def _reached_flops_per_s(self, peak_flops_per_s: Num) -> Num:
+        """Rate that a large product reaches of a peak: the faster the cores, the smaller a share.
+
+        What a multiprocessor does beside its tensor cores adds to their time.
+        """
+        cores = peak_flops_per_s * self.constants.gemm_efficiency
+        rate: Num = 1.0 / (1.0 / cores + 1.0 / (SM_FLOPS_PER_S * self.machine.sms))
+        return rate
 
     @property
     def host_slowdown(self) -> Num:

@@ -173,6 +173,14 @@ def distinct_experts(experts: Num, chosen: Num, tokens: Num) -> Num:
     return experts * -np.expm1(tokens * np.log1p(-share))
 
 
+def padding_rows(rows: Num, most: Num) -> Num:
+    """Rows that fill the tiles of an expert with `rows` tokens: `most` of many, fewer of few.
+
+    Engines take smaller tiles where an expert has few tokens, so that no more than half is empty.
+    """
+    return most * rows / (rows + most + 1e-9)
+
+
 def experts_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
     """Routed experts of all MoE layers, on the fullest expert rank.
 
@@ -186,7 +194,8 @@ def experts_s(setting: Setting, instance: Instance, tokens: Num) -> Num:
     everyone = tokens * instance.attention_data_parallel_size
     hit = np.maximum(distinct_experts(m.E, m.K, everyone) / ep, 1.0)
     imbalance = 1.0 + (c.expert_imbalance - 1.0) * indicator(np.asarray(ep) > 1)
-    rows = everyone * m.K / ep / hit * imbalance + c.expert_padding
+    tokens_each = everyone * m.K / ep / hit * imbalance
+    rows = tokens_each + padding_rows(tokens_each, c.expert_padding)
     width = m.f_e / expert_tp
     up, down = (
         gemm_s(setting, setting.precision, rows, n, k, hit, c.moe_efficiency)

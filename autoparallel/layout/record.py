@@ -116,9 +116,8 @@ def _number(name: str, field: str, least: int = 1, always: bool = False) -> tupl
     def read(word: str) -> dict[str, Any]:
         match = pattern.fullmatch(word)
         if not match or int(match[1]) < least:
-            raise ConfigError(
-                f"layout: {quoted(word)} is not {shown} followed by an integer >= {least}"
-            )
+            rule = f"followed by an integer from {least} to 9,999,999"
+            raise ConfigError(f"layout: {quoted(word)} is not {shown} {rule}")
         return {field: int(match[1])}
 
     return write, read

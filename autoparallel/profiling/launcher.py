@@ -101,8 +101,15 @@ class Underway:
         """One look, without waiting: the whole result once it is over."""
         seen = self.launcher.poll(self.ticket)
         ending = "" if seen.state == "done" else self._ending(seen)
-        if ending is None:
-            return None
+        return None if ending is None else self._ended(ending)
+
+    def cut(self) -> Result:
+        """End it now, with the steps it has; the whole result where it is over already."""
+        over = self.launcher.poll(self.ticket).state == "done"
+        return self._ended("" if over else _EARLY)
+
+    def _ended(self, ending: str) -> Result:
+        """The result, once no rank is left; `ending` is what ended it, if not itself."""
         self.end()
         result = self.launcher.collect(self.ticket)
         if ending == _EARLY:

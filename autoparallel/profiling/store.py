@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,20 @@ class Store:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
+
+
+def handed_on(trial: Trial) -> str:
+    """A trial as text for other drivers: without its log and what its single ranks saw."""
+    return _line(trial.job, replace(trial.result, log_tail="", ranks=())).decode()
+
+
+def taken_up(text: str) -> Trial:
+    """Read what `handed_on` wrote.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return _trial(text.strip().encode())
 
 
 def _answers(result: Result, job: Job) -> bool:

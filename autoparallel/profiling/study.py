@@ -41,6 +41,7 @@ from autoparallel.profiling.beliefs import (
 )
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.launcher import Progress, Watch
+from autoparallel.profiling.store import Trial, handed_on, taken_up
 
 TARGET_PROBABILITY = 0.9
 """P(best) from which the search for the best layout ends."""
@@ -49,6 +50,11 @@ SURVIVES = 0.05
 MORE_STEPS = 3
 BEATEN = 1.25
 """A trial is clearly beaten when even its fastest step is this much slower than the best layout."""
+REPORTED = 30
+"""Steps of a trial that Optuna is told of at the most: its storage is written for each."""
+_OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_TRIALS = "trials"
+"""Attribute of Optuna's trials that holds ours, as text."""
 _WHOLE = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -155,6 +161,7 @@ class Study:
         self._asked: dict[int, optuna.Trial] = {}
         self._running: dict[int, int] = {}
         self._more: set[int] = set()
+        self._read: set[int] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna.create_study(
             study_name=name,
@@ -235,14 +242,16 @@ class Study:
 
         return beaten
 
-    def tell(self, pick: Pick, result: Result) -> None:
-        """Take a trial's result."""
+    def tell(self, pick: Pick, result: Result, trials: Sequence[Trial] = ()) -> None:
+        """Take the result of a turn, and hand its `trials` to whoever shares the study."""
         self._running.pop(pick.number, None)
         self.learn(pick.candidate, result)
         with contextlib.suppress(StorageInternalError):  # the journal has it already
             trial = self._asked[pick.number]
-            for step, step_s in enumerate(result.step_s):
-                trial.report(step_s, step)
+            if trials:
+                trial.set_user_attr(_TRIALS, [handed_on(one) for one in trials])
+            for step in range(0, len(result.step_s), 1 + len(result.step_s) // REPORTED):
+                trial.report(result.step_s[step], step)
             if not result.ok:
                 self._optuna.tell(pick.number, state=TrialState.FAIL)
             elif result.stopped_early:
@@ -250,8 +259,13 @@ class Study:
             else:
                 self._optuna.tell(pick.number, result.iteration_s)
 
-    def learn(self, index: int, result: Result) -> None:
-        """Take a result without having asked for it, such as one of an earlier run."""
+    def learn(self, index: int, result: Result, steps: int = 0) -> None:
+        """Take a result without having asked for it, such as one of an earlier run.
+
+        `steps` were asked for when it was made: a layout gets more of them once, by any driver.
+        """
+        if steps >= MORE_STEPS * self._steps:
+            self._more.add(index)
         if result.ok:
             known = self.seen.measured.get(index)
             if known is None or len(known.step_s) <= len(result.step_s):
@@ -275,6 +289,16 @@ class Study:
         self._more.discard(pick.candidate)
         with contextlib.suppress(StorageInternalError):
             self._optuna.tell(pick.number, state=TrialState.FAIL)
+
+    def trials_told(self) -> list[Trial]:
+        """Trials that any driver has told with its turns, each once."""
+        found = []
+        for trial in self._optuna.get_trials(deepcopy=False, states=_OVER):
+            if trial.number not in self._read:
+                self._read.add(trial.number)
+                with contextlib.suppress(ConfigError, TypeError, ValueError):
+                    found += [taken_up(text) for text in trial.user_attrs.get(_TRIALS, ())]
+        return found
 
     def _next(self) -> tuple[int, int] | None:
         """Candidate and steps: the short list first, then more steps for its survivors."""
@@ -300,7 +324,9 @@ class Study:
             return again, MORE_STEPS * self._steps
         if self._running:
             return None
-        self.reason = f"the {len(self.seen.measured)} layouts asked for are measured"
+        measured = len(self.seen.measured)
+        asked = "asked for" if measured <= self._top else f"where {self._top} were asked for,"
+        self.reason = f"the {measured} layouts {asked} are measured"
         return None
 
     def _open(self) -> list[int]:

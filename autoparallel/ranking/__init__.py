@@ -4,7 +4,13 @@ Takes blocks of candidate columns and a function that scores them (the cost mode
 live trials); returns the best in order, with how sure that order is and why others lost.
 """
 
-from autoparallel.ranking.chances import best_probability, sampled_times, surest_choice, ties
+from autoparallel.ranking.chances import (
+    best_probability,
+    interval_ties,
+    sampled_times,
+    surest_choice,
+    ties,
+)
 from autoparallel.ranking.evaluation import Evaluate, Scores, Setting, cost_model, setting
 from autoparallel.ranking.order import (
     Ranked,
@@ -24,6 +30,7 @@ __all__ = [
     "best_probability",
     "cost_model",
     "evaluated_blocks",
+    "interval_ties",
     "objective_column",
     "ranked",
     "sampled_times",

@@ -7,9 +7,12 @@ comes out best.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import NDArray
 
+from autoparallel.constants import NORMAL_90
 from autoparallel.cost.step import StepTime, part_shares
 from autoparallel.profiles import Spread
 
@@ -49,6 +52,27 @@ def ties(times: NDArray[np.float64]) -> NDArray[np.bool_]:
     beats = np.mean(times < times[:, :1], axis=0)
     beats[0] = 1.0
     return np.asarray(beats >= TIE)
+
+
+def interval_ties(
+    iteration_s: NDArray[np.float64], high_s: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which layouts cannot be told from the first one, by ranges that trials have left.
+
+    Ranges are taken as independent and normal in the logarithm. What two layouts still share is in
+    both, so that a few more may tie than should.
+
+    Args:
+        iteration_s: Medians of the step times, [N]; infinite for what did not run.
+        high_s: Their 95th percentiles, [N].
+    """
+    with np.errstate(invalid="ignore"):  # infinite over infinite
+        sigma = np.nan_to_num(np.log(high_s / iteration_s) / NORMAL_90)
+        behind = np.log(iteration_s / iteration_s[0])
+    most = NormalDist().inv_cdf(1 - TIE)
+    found = (behind <= most * np.hypot(sigma, sigma[0])) & np.isfinite(behind)
+    found[0] = True
+    return np.asarray(found)
 
 
 def surest_choice(

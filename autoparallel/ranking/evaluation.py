@@ -109,7 +109,7 @@ def setting(request: TrainingRequest) -> Setting:
     if not all(SpaceSpec.from_mapping(request.space).flash_attention):
         record = replace(record, traits=replace(record.traits, flash_attention=0.0))
     shipped = catalog.data_dir() / "profiles"
-    own = Path(request.profiles_dir) if request.profiles_dir else shipped
+    own = request.profiles_path or shipped
     generation = request.cluster.gpu.generation
     found = first_calibration(record.constants, generation, (own, shipped))
     measured = own if (own / "operators" / "index.csv").is_file() else shipped

@@ -223,9 +223,8 @@ def serving_asked(
 
 
 def _other_gpu(request: ServingRequest, cluster: str) -> str | None:
-    own = Path(request.config_dir) if request.config_dir else None
     try:
-        usual = catalog.cluster(cluster, own).gpu.name
+        usual = catalog.cluster(cluster, request.config_path).gpu.name
     except CatalogError as error:
         hint = "if the run was made with a file, give --cluster FILE"
         raise ConfigError(f"request.cluster: {error}; {hint}") from error

@@ -6,7 +6,7 @@ fastest, then an even sample of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def read_candidates(folder: Path | None) -> Candidates | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=[*_KNOBS.values(), *_WORDS, *_SCORES])
+        with path.open("rb") as file:  # Arrow opens no path that is not UTF-8
+            table = pq.read_table(file, columns=[*_KNOBS.values(), *_WORDS, *_SCORES])
         table = table.combine_chunks()
         numbers = {n: _numbers(table[n]) for n in (*_KNOBS.values(), *_SCORES)}
         kind, modules = (_texts(table[n]) for n in _WORDS)
@@ -291,9 +292,9 @@ def _scaled(name: str, column: Column) -> Axis:
     """A measure between its extremes, in proportion to its logarithm."""
     low, high = np.log(column.min()), np.log(column.max())
     span = float(high - low) or 1.0
-    ticks: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    ticks = {t: float(np.exp(low + t * span)) for t in (0.0, 0.25, 0.5, 0.75, 1.0)}
     return Axis(
         name=name,
         heights=tuple((np.log(column) - low) / span),
-        marks=tuple((t, f"{float(np.exp(low + t * span)):.3g}") for t in ticks),
+        marks=tuple((t, f"{v:,.0f}" if v >= 1000 else f"{v:.3g}") for t, v in ticks.items()),
     )

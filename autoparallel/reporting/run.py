@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoparallel.cost.case import Case
-from autoparallel.errors import NothingFitsError
+from autoparallel.errors import NothingFitsError, one_line
 from autoparallel.layout import Layout, knobs
 from autoparallel.plan import Plan, PlanEntry, load_plan
 from autoparallel.provenance import provenance
@@ -81,4 +81,4 @@ def read_training_run(path: Path) -> TrainingRun:
     """
     plan = load_plan(path)
     folder = path if path.is_dir() else path.parent
-    return training_run(plan, folder, folder.resolve().name)
+    return training_run(plan, folder, one_line(folder.resolve().name))

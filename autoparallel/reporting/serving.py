@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoparallel import catalog
-from autoparallel.errors import NothingFitsError
+from autoparallel.errors import NothingFitsError, one_line
 from autoparallel.inference.calibrated import serving_calibration
 from autoparallel.reporting.breakdown import BROKEN_DOWN, Bar
 from autoparallel.reporting.figures import serving as drawn
@@ -43,7 +43,7 @@ def read_serving_run(path: Path) -> ServingRun:
         raise NothingFitsError(f"{path}: its plan is empty, so there is nothing to report")
     folder = path if path.is_dir() else path.parent
     request = ServingRequest.from_mapping(plan.request, f"{path} request")
-    name = folder.resolve().name
+    name = one_line(folder.resolve().name)
     return ServingRun(name=name, plan=plan, request=request, front=read_front(folder))
 
 
@@ -74,7 +74,11 @@ def decision(run: ServingRun) -> str:
     """What to deploy, in one sentence."""
     best = run.plan.entries[0]
     what = f"{best.backend} {best.mode}, {words(best)}"
-    return f"Deploy {what} on {best.gpus:,} GPUs: {outcome(best)}."
+    return f"Deploy {what} on {_gpus(best.gpus)}: {outcome(best)}."
+
+
+def _gpus(count: int) -> str:
+    return f"{count:,} GPU{'s' * (count != 1)}"
 
 
 def words(entry: ServingEntry) -> str:
@@ -112,7 +116,7 @@ def _asked(request: ServingRequest) -> str:
         if request.concurrency
         else "as many requests as the limits allow"
     )
-    gpus = f"{request.num_gpus} GPUs" if request.num_gpus else "as few GPUs as needed"
+    gpus = _gpus(request.num_gpus) if request.num_gpus else "as few GPUs as needed"
     shape = f"{request.input_tokens:,} + {request.output_tokens:,} tokens a request"
     return ", ".join(
         [gpus, shape, load, *(limits or ["no limits"]), f"objective {request.objective}"]

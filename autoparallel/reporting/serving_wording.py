@@ -67,5 +67,5 @@ def rests_on(found: ServingCalibration) -> str:
     else:
         text = f"No figure of {found.family} is known: numbers are assumed"
         if found.borrowed_from:
-            text += f", borrowed from {found.borrowed_from}"
+            text += f", borrowed from {found.lender}"
     return f"{text} ({found.source})." if found.source else f"{text}."

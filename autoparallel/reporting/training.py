@@ -147,6 +147,7 @@ def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
     ]
     middle = [f"measured {unit}", f"corrected {unit}"] if proved else ["tok/s/GPU", "MFU %"]
     order = "by what trials corrected" if proved else "fastest first"
+    ranges = ", as trials corrected them" if proved else ""
     return [
         Table(
             caption=f"The short list, {order}; = cannot be told from the first",
@@ -159,7 +160,7 @@ def _short_list(run: TrainingRun, equal: Sequence[bool]) -> list[Item]:
         ),
         Drawing(
             name="short-list-figure",
-            title="Step time with its 5-95 % range",
+            title=f"Step times with their 5-95 % ranges{ranges}",
             caption=(
                 "Where ranges overlap the order rests on what two layouts do not share; "
                 "those that beat the first in a quarter of the samples count as tied."

@@ -8,7 +8,7 @@ import numpy as np
 
 from autoparallel.cost.step import StepTime
 from autoparallel.plan import Plan
-from autoparallel.ranking import Setting, sampled_times, surest_choice, ties
+from autoparallel.ranking import Setting, interval_ties, sampled_times, surest_choice, ties
 from autoparallel.request import TrainingRequest
 from autoparallel.units import GIB
 
@@ -26,7 +26,7 @@ def time_scale(seconds: float) -> tuple[float, str, int]:
 def time_text(seconds: float) -> str:
     """A time with its unit."""
     scale, unit, digits = time_scale(seconds)
-    return f"{seconds * scale:.{digits}f} {unit}"
+    return f"{seconds * scale:,.{digits}f} {unit}"
 
 
 def day_digits(days: float | None) -> int:
@@ -88,7 +88,15 @@ def short(text: str, most: int = 28) -> str:
 
 
 def tied(plan: Plan, where: Setting) -> list[bool]:
-    """Which entries cannot be told from the first."""
+    """Which entries cannot be told from the first: by what trials left, where there were any."""
+    if any(e.corrected for e in plan.entries):
+        after = [
+            e.corrected if e.corrected and e.corrected.fits_probability else None
+            for e in plan.entries
+        ]
+        seconds = [c.iteration_s if c else np.inf for c in after]
+        highs = [c.iteration_s_interval[1] if c else np.inf for c in after]
+        return [bool(x) for x in interval_ties(np.array(seconds), np.array(highs))]
     names = StepTime.__dataclass_fields__
     columns = {n: np.array([(e.parts or {})[n] for e in plan.entries]) for n in names}
     found = ties(sampled_times(StepTime(**columns), where.calibration.spread))
@@ -129,8 +137,9 @@ def decision(plan: Plan, equal: Sequence[bool], capacity_bytes: float, mark: str
 
 def _surer(plan: Plan, equal: Sequence[bool]) -> str:
     """Which layout as good as the first is the better choice, where that one may not fit."""
-    fits = np.array([e.fits_probability or 0.0 for e in plan.entries])
-    seconds = np.array([e.iteration_s or 0.0 for e in plan.entries])
+    now = [e.corrected or e for e in plan.entries]
+    fits = np.array([one.fits_probability or 0.0 for one in now])
+    seconds = np.array([one.iteration_s or 0.0 for one in now])
     chosen = surest_choice(np.array(equal), seconds, fits)
     if fits[0] >= UNSURE or fits[chosen] < fits[0] + SURER:
         return ""

@@ -166,17 +166,26 @@ def site_record(name: str, config_dir: str | Path | None = None) -> Site:
     return site_of(name, mapping_of(config, "site"))
 
 
+_HELD = {"profiles_dir": ("training", "serving", "operators")}
+"""What a folder of the user's has some of, or it would be left out in silence."""
+
+
 def own_folder(name: str, path: str | Path | None) -> Path | None:
     """The user's folder, if one is given."""
     if path is None or str(path) == "":
         return None
     folder = Path(path).expanduser()
+    held = _HELD.get(name, ())
     try:
         found = folder.is_dir()
+        useful = not held or any((folder / part).is_dir() for part in held)
     except (OSError, ValueError):
-        found = False
+        found = useful = False
     if not found:
         raise bad_value(name, str(path), "is not a folder", "give one laid out as the shipped data")
+    if not useful:
+        rule, hint = f"holds none of {', '.join(held)}", "give what calibrate or measure-ops wrote"
+        raise bad_value(name, str(path), rule, hint)
     return folder
 
 

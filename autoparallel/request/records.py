@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import yaml
 
@@ -24,6 +24,7 @@ OBJECTIVE_WORDS = dict(zip(("time", "cost", "energy", "headroom"), OBJECTIVES, s
 
 SCHEMA_VERSION = 1
 MAX_GPUS = 1_000_000
+MAX_TOP = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +56,73 @@ class Site:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+class SavedRequest:
+    """What requests of every kind do: they become plain data and YAML, and come back.
+
+    Attributes:
+        KIND: Of the plans that answer it.
+        VERB: Of the command line, whose flags it holds.
+    """
+
+    __slots__ = ()
+    KIND: ClassVar[str]
+    VERB: ClassVar[str]
+    config_dir: str
+    profiles_dir: str
+    model: Model
+
+    @property
+    def config_path(self) -> Path | None:
+        """The user's folder in front of the shipped data; None without one."""
+        return Path(self.config_dir) if self.config_dir else None
+
+    @property
+    def profiles_path(self) -> Path | None:
+        """The user's folder of calibrated constants; None without one."""
+        return Path(self.profiles_dir) if self.profiles_dir else None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The request as plain data, for `request.yaml` and the `request` block of a plan."""
+        record: Any = self
+        return {"schema_version": SCHEMA_VERSION, "kind": self.KIND, **plain(asdict(record))}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object], where: str = "request") -> Self:
+        """The request that `to_mapping` described.
+
+        Raises:
+            ConfigError: another kind or version; an unknown, missing or impossible value.
+        """
+        rest = dict(values)
+        if "request" in rest:
+            hint = "give the request.yaml that stands beside it"
+            raise bad_value("file", where, "holds a plan, not its request", hint)
+        version, found = rest.pop("schema_version", None), rest.pop("kind", None)
+        if version != SCHEMA_VERSION or found != cls.KIND:
+            rule = f"is not a {cls.KIND} request of schema_version {SCHEMA_VERSION}"
+            hint = f"give a request.yaml that `autoparallel {cls.VERB} --out` wrote"
+            raise bad_value(where, f"{found} {version}", rule, hint)
+        refuse_code(rest, where)
+        request: Self = record_of(cls, rest, where)
+        check_model(request.model.name, asdict(request.model))
+        return request
+
+    def write_yaml(self, path: Path) -> None:
+        """Save as YAML, whole or not at all."""
+        write_text(path.parent, path.name, yaml_text(self.to_mapping()))
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """The request saved at `path`; equal to the one that was written.
+
+        Raises:
+            ConfigError: a file that cannot be read or does not hold a request.
+        """
+        return cls.from_mapping(read_yaml(path), str(path))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRequest:
+class TrainingRequest(SavedRequest):
     """One training question with nothing left open.
 
     Attributes:
@@ -68,6 +134,9 @@ class TrainingRequest:
         overrides: The overrides as given.
         assumptions: What was taken from a default, for the answer's first line.
     """
+
+    KIND: ClassVar[str] = "training"
+    VERB: ClassVar[str] = "search"
 
     model: Model
     cluster: Cluster
@@ -90,61 +159,6 @@ class TrainingRequest:
 
     def __post_init__(self) -> None:
         _check(self)
-
-    @property
-    def config_path(self) -> Path | None:
-        """The user's folder in front of the shipped data; None without one."""
-        return Path(self.config_dir) if self.config_dir else None
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The request as plain data, for `request.yaml` and the `request` block of a plan."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "training", **plain(asdict(self))}
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, object], where: str = "request") -> TrainingRequest:
-        """The request that `to_mapping` described.
-
-        Raises:
-            ConfigError: an unknown, missing or impossible value.
-        """
-        request: TrainingRequest = saved_request(cls, "training", "search", values, where)
-        return request
-
-    def write_yaml(self, path: Path) -> None:
-        """Save as YAML, whole or not at all."""
-        write_text(path.parent, path.name, yaml_text(self.to_mapping()))
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> TrainingRequest:
-        """The request saved at `path`; equal to the one that was written.
-
-        Raises:
-            ConfigError: a file that cannot be read or does not hold a request.
-        """
-        return cls.from_mapping(read_yaml(path), str(path))
-
-
-def saved_request(
-    record: type[Any], kind: str, verb: str, values: Mapping[str, object], where: str
-) -> Any:
-    """The request of `kind` that `verb` saved as `values`.
-
-    Raises:
-        ConfigError: another kind or version; an unknown, missing or impossible value.
-    """
-    rest = dict(values)
-    if "request" in rest:
-        rule, hint = "holds a plan, not its request", "give the request.yaml that stands beside it"
-        raise bad_value("file", where, rule, hint)
-    version, found = rest.pop("schema_version", None), rest.pop("kind", None)
-    if version != SCHEMA_VERSION or found != kind:
-        rule = f"is not a {kind} request of schema_version {SCHEMA_VERSION}"
-        hint = f"give a request.yaml that `autoparallel {verb} --out` wrote"
-        raise bad_value(where, f"{found} {version}", rule, hint)
-    refuse_code(rest, where)
-    request = record_of(record, rest, where)
-    check_model(request.model.name, asdict(request.model))
-    return request
 
 
 def objective_name(word: str) -> str:

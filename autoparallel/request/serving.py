@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autoparallel.errors import ConfigError, bad_value, nearest
-from autoparallel.files import write_text
 from autoparallel.hardware import Cluster
 from autoparallel.model import Model
-from autoparallel.request.records import (
-    SCHEMA_VERSION,
-    Site,
-    plain,
-    saved_request,
-    yaml_text,
-)
+from autoparallel.request.records import SavedRequest, Site
 from autoparallel.request.trace import Trace, read_trace
-from autoparallel.strict_yaml import Rule, read_yaml
+from autoparallel.strict_yaml import Rule
 
 SERVING_BACKENDS = ("vllm", "sglang", "tensorrt-llm")
 BACKEND_ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm"}
@@ -34,7 +27,7 @@ _LIMIT = Rule(least=1e-3, most=1e9, null=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServingRequest:
+class ServingRequest(SavedRequest):
     """One serving question with nothing left open.
 
     Attributes:
@@ -51,6 +44,9 @@ class ServingRequest:
         trace, trace_digest: A file of arrivals in place of random ones; empty for none.
         ttft_ms, tpot_ms, e2e_ms: Limits that `percentile` of a plan must keep; None for no limit.
     """
+
+    KIND: ClassVar[str] = "serving"
+    VERB: ClassVar[str] = "infer"
 
     model: Model
     cluster: Cluster
@@ -85,38 +81,6 @@ class ServingRequest:
 
     def __post_init__(self) -> None:
         _check(self)
-
-    @property
-    def profiles_path(self) -> Path | None:
-        """The user's folder of calibrated constants; None without one."""
-        return Path(self.profiles_dir) if self.profiles_dir else None
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The request as plain data, for `request.yaml` and the `request` block of a plan."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "serving", **plain(asdict(self))}
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, object], where: str = "request") -> ServingRequest:
-        """The request that `to_mapping` described.
-
-        Raises:
-            ConfigError: an unknown, missing or impossible value.
-        """
-        request: ServingRequest = saved_request(cls, "serving", "infer", values, where)
-        return request
-
-    def write_yaml(self, path: Path) -> None:
-        """Save as YAML, whole or not at all."""
-        write_text(path.parent, path.name, yaml_text(self.to_mapping()))
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> ServingRequest:
-        """The request saved at `path`; equal to the one that was written.
-
-        Raises:
-            ConfigError: a file that cannot be read or does not hold a request.
-        """
-        return cls.from_mapping(read_yaml(path), str(path))
 
     def arrivals(self) -> Trace | None:
         """The trace, read again; None when the load is not one.

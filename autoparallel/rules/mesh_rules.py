@@ -219,7 +219,7 @@ PLAN_RULES = (
         "layers",
         PLAN_FIELDS,
         lambda c: (c.k.stages == 0) & ~splits(c.m.L, c.k.pp * c.k.vpp),
-        "pp {pp} x vpp {vpp} does not divide {L} layers",
+        "pp {pp} x vpp {vpp} does not divide {L} layers, and no stages are given",
         "pp",
         f"{ARGUMENTS}; megatron.core.transformer.transformer_block.get_num_layers_to_build",
     ),

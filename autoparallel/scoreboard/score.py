@@ -15,6 +15,7 @@ from autoparallel.layout import PRECISIONS, SCHEDULES
 from autoparallel.measured.cases import Reading, read
 from autoparallel.measured.rows import MeasuredRun, read_runs
 from autoparallel.measured.serving_rows import is_serving_file
+from autoparallel.request.build import own_folder
 from autoparallel.scoreboard.predictions import Predictions, predict
 from autoparallel.scoreboard.scores import Block
 from autoparallel.scoreboard.serving import (
@@ -69,22 +70,25 @@ class Score:
 
 
 def validate(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     config_dir: str | Path | None = None,
     profiles_dir: str | Path | None = None,
 ) -> Score:
     """Predict every measured run in `files` and score the predictions.
 
     Args:
-        files: CSV files of training runs or of serving figures, told apart by their columns.
+        files: One or more CSV files of training runs or of serving figures, told apart by their
+            columns.
         config_dir: A folder of models, GPUs and clusters in front of the shipped ones.
         profiles_dir: A folder of calibrated constants in front of the shipped ones.
 
     Raises:
         ProfileError: a file that cannot be read, with line and column.
+        ConfigError: a folder that is none.
     """
-    where = Path(config_dir) if config_dir else None
-    profiles = Path(profiles_dir) if profiles_dir else None
+    files = [files] if isinstance(files, str | Path) else files
+    where = own_folder("config_dir", config_dir)
+    profiles = own_folder("profiles_dir", profiles_dir)
     served = [file for file in files if is_serving_file(file)]
     readings, skipped = read_files([file for file in files if file not in served], where)
     serving = validate_serving(served, where, profiles) if served else None
@@ -130,8 +134,13 @@ def understood(
 
 
 def _checked(reading: Reading) -> Reading:
-    """`reading`, when its layout has only words that the formulas know."""
-    layout = reading.layout
+    """`reading`, when its layout has only words that the formulas know, and its GPUs add up."""
+    layout, run = reading.layout, reading.run
+    size = layout.model_parallel_size
+    replicas = run.data_parallel_size or run.num_gpus // size
+    if replicas * size != run.num_gpus:
+        mesh = f"tp x pp x cp = {size} times dp {run.data_parallel_size or '(any)'}"
+        raise ConfigError(f"num_gpus: {run.num_gpus} is not {mesh}")
     for name, value, known in (
         ("precision", layout.precision, PRECISIONS),
         ("schedule", layout.schedule, SCHEDULES),

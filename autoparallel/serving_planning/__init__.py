@@ -6,7 +6,7 @@ a rate, and what would help when nothing keeps the limits (`rescues`).
 """
 
 from autoparallel.serving_planning.questions import limits, question
-from autoparallel.serving_planning.rescues import explanation, rescues
+from autoparallel.serving_planning.rescues import explanation, rescues, too_much
 from autoparallel.serving_planning.solving import (
     Solved,
     calibration_of,
@@ -31,4 +31,5 @@ __all__ = [
     "rescues",
     "solve",
     "tied",
+    "too_much",
 ]

@@ -10,9 +10,10 @@ import numpy as np
 from autoparallel.inference.search import searched
 from autoparallel.inference.space import EXPLANATIONS
 from autoparallel.request import ServingRequest
+from autoparallel.request.serving import AUTO_GPUS
 from autoparallel.serving_plan import ServingEntry
 from autoparallel.serving_planning.questions import question
-from autoparallel.serving_planning.solving import MOST_GPUS, listed
+from autoparallel.serving_planning.solving import MOST_GPUS, listed, most_gpus
 
 SEVERAL = ("--gpus", "--request-rate", "--concurrency")
 """Flags that are tried with several values, the nearest first."""
@@ -35,11 +36,30 @@ def rescues(request: ServingRequest) -> Iterator[tuple[str, ServingEntry]]:
         flag = flags.split()[0]
         if flag in helped and flag in SEVERAL:
             continue
-        found = searched(question(changed))
+        found = searched(question(changed, _gpus(changed)))
         entries, _ = listed(changed, found, 1)
         if entries:
             helped.add(flag)
             yield flags, entries[0]
+
+
+def too_much(request: ServingRequest, miss: ServingEntry) -> str:
+    """Where `--gpus auto` stopped, and about how many GPUs the rate takes; else empty.
+
+    Counted by what `miss`, on as many GPUs as are looked at, carries.
+    """
+    rate = request.request_rate or 0.0
+    if request.num_gpus != AUTO_GPUS or not miss.load or miss.load >= rate:
+        return ""
+    most = most_gpus(request)
+    where = "the cluster ends" if request.cluster.max_gpus == most else "--gpus auto stops"
+    taken = miss.gpus * rate / miss.load
+    return f"{where} at {most:,} GPUs; {rate:g} requests/s take about {taken:.3g}"
+
+
+def _gpus(request: ServingRequest) -> int | None:
+    """GPUs to ask about: as many as are looked at when the request does not say."""
+    return most_gpus(request) if request.num_gpus == AUTO_GPUS else None
 
 
 def _changes(request: ServingRequest) -> Iterator[tuple[str, ServingRequest]]:
@@ -63,7 +83,8 @@ def _lighter(request: ServingRequest) -> Iterator[tuple[str, ServingRequest]]:
     """The same request under a load that the limits leave room for."""
     if request.trace or not (request.request_rate or request.concurrency):
         return
-    free = searched(question(replace(request, request_rate=None, concurrency=0)))
+    unloaded = replace(request, request_rate=None, concurrency=0)
+    free = searched(question(unloaded, _gpus(request)))
     if not free.good.size:
         return
     rate = float(np.max(free.options.requests_per_s[free.good]))

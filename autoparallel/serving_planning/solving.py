@@ -14,6 +14,7 @@ from autoparallel.inference.refinement import refined
 from autoparallel.inference.search import Found, explained, front, miss, searched, short_list, ties
 from autoparallel.provenance import provenance
 from autoparallel.request import ServingRequest
+from autoparallel.request.records import MAX_TOP, whole
 from autoparallel.request.serving import AUTO_GPUS
 from autoparallel.serving_plan import ServingEntry, ServingPlan
 from autoparallel.serving_planning.entries import entry_of
@@ -45,6 +46,7 @@ def solve(request: ServingRequest, *, top: int = TOP) -> Solved:
         ConfigError: a space that cannot be used, or a trace that changed.
     """
     start = time.perf_counter()
+    top = whole("top", top, 1, MAX_TOP)
     if request.num_gpus == AUTO_GPUS:
         found, entries, broken = _fewest(request, top)
     else:
@@ -93,7 +95,7 @@ def listed(request: ServingRequest, found: Found, top: int) -> tuple[tuple[Servi
 
 def _fewest(request: ServingRequest, top: int) -> tuple[Found, tuple[ServingEntry, ...], int]:
     """The short list on the fewest GPUs whose deployments the simulator bears out."""
-    most = min(request.cluster.max_gpus or MOST_GPUS, MOST_GPUS)
+    most = most_gpus(request)
     found = fewest(request)
     entries, broken = listed(request, found, top)
     while found.good.size and not entries and found.question.gpus < most:
@@ -103,13 +105,18 @@ def _fewest(request: ServingRequest, top: int) -> tuple[Found, tuple[ServingEntr
     return found, entries, broken
 
 
+def most_gpus(request: ServingRequest) -> int:
+    """Where the search for the fewest GPUs ends."""
+    return min(request.cluster.max_gpus or MOST_GPUS, MOST_GPUS)
+
+
 def fewest(request: ServingRequest) -> Found:
     """The search on the fewest GPUs that carry the request's rate within its limits.
 
     The search starts where the best GPU, fully busy, would carry the rate, and grows by an eighth
     until a deployment is found; then the gap is halved.
     """
-    most = min(request.cluster.max_gpus or MOST_GPUS, MOST_GPUS)
+    most = most_gpus(request)
     low = min(_fewest_busy(request), most) - 1
     high = low + 1
     found = searched(question(request, high))

@@ -38,8 +38,9 @@ def run_cases(
         ConfigError: a folder that cannot be written, or a Ray that cannot be reached.
     """
     found = {case.id: old for case in cases if folder and (old := load(folder, case.id))}
-    for result in list(found.values()) if progress else ():
-        progress(len(found), len(cases), result)  # type: ignore[misc]
+    if progress is not None:
+        for result in found.values():
+            progress(len(found), len(cases), result)
     missing = [case for case in cases if case.id not in found]
     searching = _on_ray(missing, ray_address) if ray_address else map(searched_case, missing)
     for result in searching:

@@ -14,6 +14,7 @@ from autoparallel.calibration.serving import (
     fit_serving,
     predicted_with,
     prior_width,
+    slopes,
     with_spread,
 )
 from autoparallel.calibration.serving_cases import predicted, understood_serving
@@ -89,6 +90,38 @@ def test_what_no_row_depends_on_stays_at_its_prior(monkeypatch):
     )
 
 
+def test_slopes_of_all_constants_at_once_are_those_of_one_after_the_other():
+    def curve(points):
+        return np.stack([points[..., 0] ** 2, points[..., 0] * points[..., 1]], axis=-1)
+
+    found = slopes(curve, np.array([1.5, 2.0]))
+    np.testing.assert_allclose(found, [[3.0, 0.0], [2.0, 1.5]], rtol=1e-3, atol=1e-9)
+
+
+def test_many_sets_of_constants_predict_what_each_predicts_alone():
+    runs = [
+        ServingRun(
+            framework_version="TensorRT-LLM 1.0",
+            model="Qwen3-30B-A3B",
+            gpu="b200-sxm-180gb",
+            precision="nvfp4",
+            tp=1,
+            isl=1000,
+            osl=osl,
+            batch_or_concurrency="max(infinite rate)",
+            metric="throughput_tok_s_total",
+            value=1.0,
+        )
+        for osl in (500, 2000)
+    ]
+    rows = [*readings(), *understood_serving(runs)[0]]
+    shares = (0.6, 0.8, 0.9)
+    column = np.array(shares)[:, None]
+    together = predicted(rows, lambda s: replace(PRIOR, kv_bandwidth=column), sets=(3,))
+    alone = [predicted(rows, lambda s, x=x: replace(PRIOR, kv_bandwidth=x)) for x in shares]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
 def test_priors_lie_inside_their_bounds_and_so_do_other_generations():
     for name in CONSTANT_NAMES:
         low, high = bounds(name)
@@ -103,19 +136,20 @@ def calibration(family, **constants):
     )
 
 
-def test_a_family_without_runs_borrows_kernels_from_its_gpu_and_host_from_its_engine():
+def test_a_family_without_runs_borrows_its_engine_and_for_the_rest_the_fit_to_everything():
     known = {
         c.family: c
         for c in (
-            calibration("all"),
+            calibration("all", gemm_efficiency=0.7, step_s=3e-3),
             calibration("tensorrt-llm-blackwell", gemm_efficiency=0.6, step_s=4e-3),
             calibration("vllm-hopper", gemm_efficiency=0.8, step_s=2e-3),
         )
     }
     found = chosen(known, "vllm", "blackwell")
-    assert (found.constants.gemm_efficiency, found.constants.step_s) == (0.6, 2e-3)
+    assert (found.constants.gemm_efficiency, found.constants.step_s) == (0.7, 2e-3)
     assert found.state == "assumed"
-    assert found.borrowed_from == "tensorrt-llm-blackwell and vllm-hopper"
+    assert found.borrowed_from == "all and vllm-hopper"
+    assert found.lender == "everything measured and vllm-hopper"
     assert found.spread.tpot == pytest.approx(BORROWED_SPREAD * ServingSpread().tpot)
     assert chosen(known, "vllm", "hopper") is known["vllm-hopper"]
 
@@ -130,10 +164,9 @@ def test_a_borrowed_family_is_less_sure_than_whoever_lends_to_it():
 
 def test_without_any_relative_the_fit_to_everything_is_scaled_to_the_generation():
     known = {"all": calibration("all", gemm_efficiency=0.8)}
-    found = chosen(known, "sglang", "blackwell").constants
-    assert found.gemm_efficiency == pytest.approx(
-        0.8 * GENERATION_FACTORS["blackwell"]["gemm_efficiency"]
-    )
+    for generation, factor in (("blackwell", 1.0), ("ada", 0.67)):
+        found = chosen(known, "sglang", generation).constants
+        assert found.gemm_efficiency == pytest.approx(0.8 * factor)
     assert asdict(chosen({}, "sglang", "hopper").constants) == asdict(PRIOR)
 
 

@@ -92,6 +92,18 @@ def test_limits_that_nothing_keeps_are_exit_3_with_the_nearest_miss(run):
     assert (code, bool(json.loads(out)["plan"])) == (0, True)
 
 
+def test_a_rate_beyond_any_number_of_gpus_says_how_many_it_takes_and_what_is_carried(run):
+    asked = ("--model", "llama-3.1-8b", "--input-tokens", 1000, "--output-tokens", 200)
+    code, _, err = run("infer", *asked, "--gpus", "auto", "--request-rate", "1e9", "--quiet")
+    assert code == 3
+    assert "--gpus auto stops at 8,192 GPUs; 1e+09 requests/s take about" in err
+    taken = float(err.split("requests/s take about ")[1].split()[0].replace(",", ""))
+    carried = float(err.split("carries ")[1].split()[0])
+    assert taken == pytest.approx(8192 * 1e9 / carried, rel=0.02)
+    lighter = float(err.split("would do: --request-rate ")[1].split(":")[0])
+    assert 0.2 * carried < lighter <= 1.01 * carried
+
+
 def test_a_model_that_fits_nowhere_is_exit_3_with_what_would_do(run):
     asked = ("--model", "llama-3.1-70b", "--input-tokens", 100, "--output-tokens", 10, *SMALL)
     code, _, err = run("infer", *asked, "--gpus", 1, "--quiet")
@@ -172,7 +184,7 @@ def test_export_writes_any_rank_to_any_target_of_its_backend(run, tmp_path):
     assert code == 0
     assert (tmp_path / "x" / "launch" / "dynamo" / "run.sh").read_text()
     assert "dynamo/run.sh" in out
-    for wrong in (("--to", "vllm"), ("--to", "slurm"), ("--rank", 99)):
+    for wrong in (("--to", "vllm"), ("--to", "lsf"), ("--launcher", "slurm"), ("--rank", 99)):
         assert run("export", "r", *wrong)[0] == 2
 
 
@@ -184,6 +196,7 @@ def test_export_writes_any_rank_to_any_target_of_its_backend(run, tmp_path):
         ("--concurrency", -1),
         ("--gpus", "auto"),
         ("--percentile", "p95"),
+        ("--top", 0),
         ("--allow", "anything"),
         ("space.max_batch=[1]",),
     ],

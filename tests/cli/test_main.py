@@ -51,7 +51,7 @@ def test_version_and_help(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     assert "search" in out
-    assert run() == (code, out, err)
+    assert run() == run("-h") == (code, out, err)
 
 
 def test_python_m_runs_it_from_any_folder(tmp_path):
@@ -74,9 +74,22 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         (["search", "--model"], ("--model", "requires an argument")),
         ([*SEARCH[:3]], ("--gpus: missing",)),
         (["search", "--gpus", "8"], ("--model: missing",)),
-        (["search", "--model", "x", "--gpus", "many"], ("--gpus", "integer")),
+        (
+            ["search", "--model", "x", "--gpus", "many"],
+            ("--gpus: 'many' should be a valid integer;",),
+        ),
+        (["search", "--model", "meta-llama/Llama-3.1-8B", "--gpus", "8"], ("has 'llama-3.1-8b'",)),
+        (
+            ["search", "--model", "here/mine.yaml", "--gpus", "8"],
+            ("'here/mine.yaml' is not a file",),
+        ),
+        (["sweep", "--gpus", "8"], ("--model: missing",)),
+        (["sweep", "--model", "gpt-175b", "--gpus", "9" * 5000], ("--gpus", "256,512,1024")),
+        (["regress"], ("a command is missing", "check, pin")),
+        (["catalog"], ("a command is missing", "list, show")),
+        ([*SEARCH, "--out", ""], ("--out: '' names no folder",)),
         (["search", "--model", "gpt-17b", "--gpus", "8"], ("'gpt-17b'", "'gpt-175b'")),
-        ([*SEARCH[:3], "--gpus", "0"], ("num_gpus", "1 to 1e+06")),
+        ([*SEARCH[:3], "--gpus", "0"], ("num_gpus", "1 to 1,000,000")),
         ([*SEARCH, "--cluster", "dgx-h10"], ("'dgx-h10'", "'dgx-h100'")),
         ([*SEARCH, "--framework", "megatron-cor"], ("'megatron-cor'", "'megatron-core'")),
         ([*SEARCH, "--precision", "bf61"], ("'bf61'", "bf16")),
@@ -85,9 +98,11 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         ([*SEARCH, "--objective", "tiem"], ("'tiem'", "'time'")),
         ([*SEARCH, "--baseline", "tp8 qq2"], ("'qq2'",)),
         ([*SEARCH, "--tokens", "nan"], ("tokens",)),
-        ([*SEARCH, "--top", "0"], ("--top", "1 to")),
+        ([*SEARCH, "--top", "0"], ("top: 0 is not in 1 to 100,000",)),
         ([*SEARCH, "--config-dir", "/nowhere"], ("config_dir", "/nowhere")),
         ([*SEARCH, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
+        (["validate", __file__, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
+        (["explain", "x", "tp1", "--profiles-dir", "/"], ("profiles_dir: '/' holds none of",)),
         ([*SEARCH, "foo"], ("'foo'", "KEY=VALUE")),
         ([*SEARCH, "space.tensor_model_parallel=[4]"], ("'tensor_model_parallel_size'",)),
         ([*SEARCH, "space.micro_batch_size=[0]"], ("micro_batch_size",)),
@@ -95,6 +110,8 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         (["search", "--from", "/nowhere/request.yaml"], ("/nowhere/request.yaml",)),
         (["estimate", "--model", "gpt-175b", "--gpus", "8"], ("layout: missing",)),
         (["estimate", "tp8", "--layout", "tp4"], ("layout: given twice",)),
+        (["estimate", "--zz"], ("--zz; known: --allow", "--tokens; see")),
+        (["estimate", "mbs99999999"], ("'mbs99999999'", "from 1 to 9,999,999")),
         (["estimate", "tp8 zreo1", *SEARCH[1:]], ("'zreo1'", "'zero'")),
         (["validate"], ("FILE",)),
         (["validate", "/nowhere.csv"], ("/nowhere.csv",)),
@@ -184,6 +201,18 @@ def test_our_own_error_leaves_a_crash_file(run, monkeypatch, tmp_path, error):
     text = crash.read_text()
     assert "Traceback" in text
     assert "gpt-175b" in text
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_from_the_start_is_as_good_as_nowhere(stream):
+    command = [sys.executable, "-m", "autoparallel", "catalog", "list", "model"]
+    number = {"stdout": 1, "stderr": 2}[stream]
+    script = f"import os, sys; os.close({number}); os.execv(sys.executable, {command!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (stream == "stderr")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

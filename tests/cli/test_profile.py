@@ -1,6 +1,7 @@
 """`autoparallel profile` from a search to the measured plan, with real Megatron ranks on Ray."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def autoparallel(folder, *words, timeout=400):
+    marks = {k: v for k, v in os.environ.items() if k.startswith("AUTOPARALLEL_FAULT")}
     return subprocess.run(
         [sys.executable, "-m", "autoparallel", *words],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), **marks},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -86,6 +88,21 @@ def test_the_users_own_job_stands_for_ranks_of_a_made_up_world(tmp_path):
     refused = autoparallel(tmp_path, *proof, "--command", "torchrun x.py @{args_file}")
     assert refused.returncode == 2
     assert "write 'python pretrain_gpt.py @{args_file}'" in refused.stderr
+
+
+def test_a_program_that_hangs_is_cut_at_the_end_of_the_budget(run):
+    """It may take long to start on a busy machine; however far it came, nothing of it is left."""
+    log, seen = ROOT / "tests/profiling/logs/recorded/megatron_hang.log", run.parent / "seen"
+    own = f"{sys.executable} {ROOT / 'tests/profiling/fake_pretrain.py'} {log} --ends hang"
+    own += f" --seen {seen} @{{args_file}}"
+    before = (run / "plan.json").read_bytes()
+    with script("faults") as faults, faults.marked() as mark:
+        done = autoparallel(run.parent, "profile", "run", "--budget", "8s", "--command", own)
+        assert faults.left_over(mark) == []
+    assert done.returncode == 4, done.stderr
+    assert "the budget of 8 s is spent; give --budget more" in done.stderr
+    assert Store(run).trials() == []
+    assert (run / "plan.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

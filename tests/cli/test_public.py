@@ -33,7 +33,7 @@ def python(script: str, cwd: Path | None = None) -> str:
 
 def test_all_is_what_imports():
     for name in autoparallel.__all__:
-        assert getattr(autoparallel, name) is not None
+        assert getattr(autoparallel, name).__name__ == name
         assert name in dir(autoparallel)
     assert autoparallel.__version__
     for name in (
@@ -57,7 +57,8 @@ def test_no_public_name_is_a_module():
 
 
 def test_import_alone_loads_nothing_else():
-    out = python("import sys, autoparallel; print([m for m in sys.modules if m[:6] == 'autopa'])")
+    heavy = ("autopa", "numpy", "yaml")
+    out = python(f"import sys, autoparallel; print([m for m in sys.modules if m[:6] in {heavy}])")
     assert out == "['autoparallel']\n"
 
 
@@ -69,14 +70,6 @@ def test_a_search_loads_nothing_heavy(tmp_path):
     )
     assert python(script, tmp_path).splitlines()[-1] == "0 []"
     assert list(tmp_path.glob("runs/*/candidates.parquet"))
-
-
-def test_importing_the_package_is_quick():
-    script = (
-        "import time; start = time.perf_counter(); import autoparallel\n"
-        "print(time.perf_counter() - start)"
-    )
-    assert min(float(python(script)) for _ in range(3)) < 0.3
 
 
 def test_search_and_estimate_take_the_flags_of_the_command_line():
@@ -114,6 +107,7 @@ def test_a_layouts_own_framework_is_the_one_it_is_estimated_under():
         ({"cluster": "dgx-h10"}, ("'dgx-h10'", "'dgx-h100'")),
         ({"precision": "bf61"}, ("'bf61'",)),
         ({"baseline": "tp8 qq2"}, ("'qq2'",)),
+        ({"top": 0}, ("top: 0",)),
     ],
 )
 def test_bad_flags_are_config_errors(flags, words):

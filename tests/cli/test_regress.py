@@ -136,6 +136,13 @@ def test_a_plan_of_a_file_needs_the_file(run, pinned, tmp_path):
     code, _, err = run("regress", "pin", "run", "--to", "b.lock.yaml", "--cluster", "my.yaml")
     assert code == 2
     assert "cluster.inter_link.bandwidth_gb_per_s: 50 in the run, 40 in today's catalog" in err
+    shipped = data_dir() / "search_spaces" / "model" / "gpt-tiny.yaml"
+    (tmp_path / "mine.yaml").write_bytes(shipped.read_bytes())
+    own = ("--model", "mine.yaml", "--cluster", "local-cpu", "--gpus", 2)
+    assert run("search", *own, "--json", "--out", "own")[0] == 0
+    code, _, err = run("regress", "pin", "own", "--to", "b.lock.yaml")
+    assert code == 2
+    assert "give --model FILE" in err
 
 
 def test_a_broken_lock_does_not_hide_the_others(run, pinned, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from autoparallel.cli import main
+from autoparallel.cli import main, run_folder
 from autoparallel.layout import Layout
 from autoparallel.plan import load_plan
 from autoparallel.request import TrainingRequest
@@ -58,6 +59,33 @@ def test_out_holds_the_plan_byte_for_byte_the_request_and_launch_files(run, tmp_
     arguments = (tmp_path / "x" / "launch" / "megatron-lm" / "args.txt").read_text().split("\n")
     place = arguments.index("--tensor-model-parallel-size")
     assert arguments[place + 1] == str(winner.tensor_model_parallel_size)
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(run, tmp_path, monkeypatch):
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 11, 29, tzinfo=tz)
+
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
+    for batch in (16, 32, 64):
+        assert run(*SEARCH, "--global-batch-size", batch)[0] == 0
+    plans = [load_plan(folder) for folder in sorted((tmp_path / "runs").iterdir())]
+    assert [plan.request["global_batch_size"] for plan in plans] == [16, 32, 64]
+
+
+def test_what_an_earlier_plan_left_in_the_folder_is_named(run, tmp_path):
+    """Launch files and reports of another plan would start, or show, what this one does not say."""
+    older = tmp_path / "x" / "launch" / "torchtitan" / "run.sh"
+    older.parent.mkdir(parents=True)
+    older.touch()
+    (tmp_path / "x" / "report.html").touch()
+    (tmp_path / "x" / "notes.txt").touch()
+    said = "x also holds, of an earlier plan: launch/torchtitan, report.html\n"
+    assert run(*SEARCH, "--out", "x")[2] == said
+    assert run(*SEARCH, "--out", "x", "--quiet")[2] == ""
+    assert run(*SEARCH, "--out", "y")[2] == ""
+    assert older.exists()
 
 
 def test_from_gives_the_identical_plan(run, tmp_path):

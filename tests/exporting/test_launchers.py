@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,12 @@ def test_slurm_quotes_the_hostile(tmp_path: Path) -> None:
     assert f"srun --container-image={nasty}" in ran.stdout.splitlines()
     assert f"srun --container-mounts=/{nasty}:/in,{folder}:{folder}" in ran.stdout.splitlines()
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_name_of_a_slurm_job_is_one_word() -> None:
+    odd = replace(JOB, model=replace(JOB.model, name="my model\t3.1"))
+    script = exported(odd, "megatron-lm", "slurm", SITE, 8).files["job.sbatch"]
+    assert "#SBATCH --job-name=my-model-3.1-" in script
 
 
 def documents(launcher_file: str = "job.yaml", site: Site = SITE) -> list[dict[str, Any]]:

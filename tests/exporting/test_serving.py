@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,13 @@ def test_manifests_ask_for_the_plans_gpus(shape, backend):
         elif part["kind"] == "Deployment":
             total += spec["replicas"] * _gpus(spec["template"])
     assert total == of.entry.gpus
+
+
+@pytest.mark.parametrize("model", ["mödel mit leer 3.1", "x" * 90, "ö", "a_B"])
+def test_manifests_of_a_model_of_any_name_have_dns_names(model):
+    of = replace(deployed("vllm", SHAPES[next(iter(SHAPES))]), checkpoint=model)
+    for part in yaml.safe_load_all(kubernetes.files(of)["serving.yaml"]):
+        assert re.fullmatch(r"[a-z0-9][-a-z0-9]{0,60}[a-z0-9]", part["metadata"]["name"])
 
 
 def _gpus(template) -> int:

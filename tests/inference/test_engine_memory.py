@@ -10,6 +10,7 @@ from settings_served import served
 
 from autoparallel.inference import Instance
 from autoparallel.inference.engine_memory import (
+    COMMUNICATOR_BYTES,
     ServingMemory,
     cache_room_bytes,
     fits_probability,
@@ -61,6 +62,13 @@ def test_parts_add_up_and_leave_the_cache_apart():
     assert need.before_cache == pytest.approx(need.total - need.kv_bytes)
 
 
+def test_a_gpu_of_several_also_holds_communicators():
+    case = served("llama-3.1-8b")
+    one, two = (memory(case, Instance(tensor_model_parallel_size=n), 1.0, 1.0) for n in (1.0, 2.0))
+    assert one.context_bytes == case.backend.context_bytes
+    assert two.context_bytes - one.context_bytes == COMMUNICATOR_BYTES
+
+
 def test_capacity_is_in_whole_sequences_and_holds_what_it_says():
     tp8 = Instance(tensor_model_parallel_size=8.0)
     count = kv_capacity_sequences(LLAMA, tp8, 5000.0)
@@ -78,8 +86,8 @@ def test_a_model_that_does_not_fit_has_no_capacity_and_no_chance():
 
 def test_the_chance_to_fit_falls_with_the_batch_and_is_even_at_the_capacity():
     tp8 = Instance(tensor_model_parallel_size=8.0)
-    full = kv_capacity_sequences(LLAMA, tp8, 5000.0)
-    chances = fits_probability(LLAMA, tp8, full * np.array([0.1, 0.9, 1.0, 1.5]), 5000.0)
+    full = kv_capacity_sequences(LLAMA, tp8, 500.0)
+    chances = fits_probability(LLAMA, tp8, full * np.array([0.1, 0.9, 1.0, 1.5]), 500.0)
     assert np.all(np.diff(chances) <= 0)
     assert chances[2] == pytest.approx(0.5, abs=0.05)
 

@@ -8,7 +8,6 @@ from settings_served import served
 
 from autoparallel.inference import Instance
 from autoparallel.inference.kv_cache import attended_tokens, kv_bytes, paged_tokens
-from autoparallel.units import KIB
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,7 @@ from autoparallel.units import KIB
 )
 def test_bytes_of_a_token_are_those_of_the_architecture(model, element_bytes, kib):
     one = Instance(kv_element_bytes=element_bytes)
-    assert kv_bytes(served(model), one, 1.0) == pytest.approx(kib * KIB)
+    assert kv_bytes(served(model), one, 1.0) == pytest.approx(kib * 1024)
 
 
 def test_heads_are_split_until_there_is_one_and_then_copied():

@@ -9,8 +9,9 @@ import pytest
 from settings_served import served
 
 from autoparallel.inference import Batch, Instance, StepTime, mixed_step
-from autoparallel.inference.kernels import all_reduce_s, gemm_s
-from autoparallel.inference.steps import distinct_experts
+from autoparallel.inference.constants import ServingConstants
+from autoparallel.inference.kernels import all_reduce_s, gemm_s, streamed_s
+from autoparallel.inference.steps import distinct_experts, padding_rows
 
 
 def mixed_step_s(case, instance, batch):
@@ -176,12 +177,58 @@ def test_leaving_the_fast_domain_costs():
 def test_a_gemm_is_bound_by_bytes_when_skinny_and_by_arithmetic_when_square():
     case, n = served("llama-3.1-8b"), 16384.0
     skinny = gemm_s(case, "bf16", 1.0, n, n)
-    assert skinny == pytest.approx(
-        2 * n * n / case.machine.memory_bandwidth_bytes_per_s / case.constants.memory_bandwidth,
-        rel=0.02,
-    )
-    rate = 2 * n**3 / gemm_s(case, "bf16", n, n, n) / case.machine.bf16_flops_per_s
-    assert rate == pytest.approx(case.constants.gemm_efficiency, rel=0.05)
+    assert skinny == pytest.approx(streamed_s(case, 2 * n * n), rel=0.02)
+    rate = 2 * n**3 / gemm_s(case, "bf16", n, n, n)
+    assert rate == pytest.approx(case.gemm_flops_per_s("bf16"), rel=0.05)
+
+
+def test_faster_memory_and_faster_cores_are_used_to_a_smaller_share():
+    slow, fast = served("llama-3.1-8b"), served("llama-3.1-8b", cluster="dgx-b200")
+    fast = replace(fast, constants=slow.constants)
+    shares = [
+        1e9 / streamed_s(c, 1e9) / c.machine.memory_bandwidth_bytes_per_s for c in (slow, fast)
+    ]
+    assert shares[1] < shares[0] < slow.constants.memory_bandwidth
+    peaks = fast.cluster.gpu.peak_flops_per_s
+    reached = [fast.gemm_flops_per_s(p) / peaks[p] for p in ("bf16", "fp8", "nvfp4")]
+    assert reached[2] < reached[1] < reached[0] < slow.constants.gemm_efficiency
+
+
+def test_the_prior_rates_are_those_of_isolated_products():
+    """Shares of the peak, `benchmarks/measured/microbench.csv` (nvfp4: aiconfigurator's tables)."""
+    found = {
+        ("dgx-a100-80gb", "bf16"): 0.80,
+        ("dgx-h100", "bf16"): 0.78,
+        ("dgx-h100", "fp8"): 0.62,
+        ("dgx-b200", "bf16"): 0.67,
+        ("dgx-b200", "fp8"): 0.54,
+        ("dgx-b200", "nvfp4"): 0.37,
+    }
+    for (cluster, precision), share in found.items():
+        case = replace(served("llama-3.1-8b", cluster=cluster), constants=ServingConstants())
+        peak = case.cluster.gpu.peak_flops_per_s[precision]
+        assert case.gemm_flops_per_s(precision) / peak == pytest.approx(share, rel=0.08)
+
+
+def test_a_product_of_narrow_weights_starts_later_and_short_sums_are_slow():
+    case = served("llama-3.1-8b")
+    late = replace(case, constants=replace(case.constants, narrow_s=case.constants.narrow_s + 1e-3))
+    for precision, later in (("bf16", 0.0), ("fp8", 1e-3)):
+        more = gemm_s(late, precision, 8.0, 4096.0, 4096.0)
+        less = gemm_s(case, precision, 8.0, 4096.0, 4096.0)
+        assert more - less == pytest.approx(later, abs=1e-12)
+    whole = gemm_s(case, "fp8", 8192.0, 8192.0, 8192.0)
+    parts = gemm_s(case, "fp8", 8192.0, 8192.0, 128.0, matrices=64.0)
+    assert parts > 2.0 * whole
+
+
+def test_tiles_of_few_tokens_hold_few_empty_rows():
+    rows = np.array([0.0, 1.0, 32.0, 1e6])
+    padding = padding_rows(rows, 32.0)
+    assert padding[0] == 0
+    assert padding[2] == pytest.approx(16.0)
+    assert padding[3] == pytest.approx(32.0, rel=1e-3)
+    assert np.all(padding <= rows)
 
 
 def test_launches_of_a_prompt_step_hide_behind_the_gpu_but_never_all_of_the_longer_part():

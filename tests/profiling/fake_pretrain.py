@@ -20,7 +20,7 @@ parser.add_argument("recording", type=Path)
 parser.add_argument("--ends", default="exit:0")
 parser.add_argument("--tensor-model-parallel-size", type=int, required=True)
 parser.add_argument("--seen", type=Path)
-arguments = parser.parse_args()
+arguments, _ = parser.parse_known_args()
 
 sys.stdout.buffer.write(arguments.recording.read_bytes())
 sys.stdout.buffer.flush()

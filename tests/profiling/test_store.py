@@ -10,7 +10,7 @@ from trials import JOB, RESULT
 
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.job import timing
-from autoparallel.profiling.store import RESERVE, Store
+from autoparallel.profiling.store import RESERVE, Store, Trial, handed_on, taken_up
 
 
 def job(steps):
@@ -132,3 +132,11 @@ def test_a_disk_that_stays_full_loses_nothing_that_stood_there(tmp_path, monkeyp
     with pytest.raises(ConfigError, match="could not be saved"):
         store.append(job(5), result(5))
     assert store.journal.read_bytes() == before
+
+
+def test_a_trial_is_handed_on_without_what_only_its_own_folder_needs():
+    trial = Trial(job=JOB, result=replace(RESULT, log_tail="much"))
+    text = handed_on(trial)
+    assert taken_up(text) == Trial(job=JOB, result=replace(RESULT, log_tail="", ranks=()))
+    with pytest.raises(ConfigError, match="damaged"):
+        taken_up(text.replace("gpt-tiny", "gpt-175b"))

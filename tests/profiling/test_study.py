@@ -12,7 +12,7 @@ from autoparallel.layout import Layout
 from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA, TRIAL_SIGMA, Beliefs, prior
 from autoparallel.profiling.job import timing
 from autoparallel.profiling.launcher import Progress
-from autoparallel.profiling.study import MORE_STEPS, Candidate, Study, noise
+from autoparallel.profiling.study import MORE_STEPS, REPORTED, Candidate, Study, noise
 
 WORDS = (
     "tp1 pp1 mbs8 zero1",
@@ -150,6 +150,15 @@ def test_optuna_is_told_how_every_trial_ended(tmp_path, outcome):
     assert told[1].value == 2.0
     assert told[1].user_attrs["layout"] in WORDS
     assert told[1].intermediate_values == {0: 2.0, 1: 2.0}
+
+
+def test_a_long_trial_is_told_of_in_few_steps(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    game = study(storage=url)
+    game.tell(game.ask(), result(2.0, steps=5000))
+    (told,) = optuna.load_study(study_name="autoparallel", storage=url).get_trials()
+    assert REPORTED / 2 <= len(told.intermediate_values) <= REPORTED
+    assert max(told.intermediate_values) > 4500
 
 
 def test_two_drivers_share_a_study(tmp_path):

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoparallel.constants import NORMAL_90
 from autoparallel.cost.step import StepTime
 from autoparallel.profiles import Spread
-from autoparallel.ranking import best_probability, sampled_times, surest_choice, ties
+from autoparallel.ranking import (
+    best_probability,
+    interval_ties,
+    sampled_times,
+    surest_choice,
+    ties,
+)
 
 PARTS = tuple(f.name for f in fields(StepTime))
 SPREAD = Spread()
@@ -135,6 +142,20 @@ def test_ties() -> None:
     step = named(compute_s=[1.0, 1.0, 1.005, 1.5])
     assert ties(sampled_times(step, Spread(layout=0.03))).tolist() == [True, True, True, False]
     assert ties(sampled_times(step, Spread(layout=1e-4))).tolist() == [True, True, False, False]
+
+
+def test_ranges_tie_as_samples_of_them_would() -> None:
+    seconds, sigma = np.array([1.0, 1.02, 1.05, 1.2, 0.99]), np.array([0.03, 0.03, 0.08, 0.03, 0.0])
+    drawn = np.random.default_rng(0).standard_normal((100_000, 5))
+    beats = np.mean(seconds * np.exp(sigma * drawn) < np.exp(sigma[0] * drawn[:, :1]), axis=0)
+    found = interval_ties(seconds, seconds * np.exp(NORMAL_90 * sigma))
+    assert found.tolist() == [True, *(beats[1:] >= 0.25)] == [True, True, True, False, True]
+
+
+def test_what_did_not_run_ties_with_nothing() -> None:
+    never = np.array([np.inf, 1.0, np.inf])
+    assert interval_ties(never[1:], never[1:] * 1.1).tolist() == [True, False]
+    assert interval_ties(never[::2], never[::2]).tolist() == [True, False]
 
 
 def test_one_layout_is_best_and_ties_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from autoparallel.reporting.evidence import measured_section
 from autoparallel.reporting.page import Drawing, Page, Prose, Section, Table, html
 from autoparallel.reporting.report import read_report, training_report, write_report
 from autoparallel.reporting.run import training_run
+from autoparallel.reporting.wording import tied
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -136,6 +138,27 @@ def test_a_proved_plan_shows_what_trials_measured_and_corrected(run, report):
     assert {len(row) for row in table.rows} == {len(table.head)}
 
 
+def test_ties_of_a_proved_plan_are_by_what_trials_corrected(run):
+    def corrected(seconds, fits=1.0):
+        return Corrected(
+            iteration_s=seconds,
+            iteration_s_interval=(0.99 * seconds, 1.01 * seconds),
+            memory_bytes=None,
+            fits_probability=fits,
+            best_probability=0.5,
+        )
+
+    told = [corrected(9.0), corrected(9.5), corrected(9.01), corrected(9.0, fits=0.0)]
+    entries = [replace(e, corrected=c) for e, c in zip(run.plan.entries, told, strict=False)]
+    alike = [
+        replace(e, parts=entries[0].parts, iteration_s=entries[0].iteration_s) for e in entries
+    ]
+    plan = replace(run.plan, entries=(*alike, run.plan.entries[4]))
+    assert tied(plan, run.where) == [True, False, True, False, False]
+    untried = replace(plan, entries=tuple(replace(e, corrected=None) for e in alike))
+    assert tied(untried, run.where) == [True] * 4
+
+
 def short_list(report) -> Table:
     (found,) = (i for i in report.page.sections[0].items if isinstance(i, Table))
     return found
@@ -177,7 +200,7 @@ def test_the_command_writes_beside_the_plan(tmp_path, capsys):
         return stop.value.code, capsys.readouterr().out
 
     assert call("report", tmp_path / "nothing")[0] == 2
-    folder = tmp_path / "s"
+    folder = tmp_path / os.fsdecode(b"not UTF-8: \xfc")
     tiny = ("--model", "gpt-tiny", "--gpus", "2", "--cluster", "local-cpu")
     code, out = call("search", *tiny, "--out", folder, "--report")
     assert code == 0

@@ -118,6 +118,7 @@ def test_training_and_serving_files_score_together(tmp_path):
     assert (score.rows, len(score.table), len(score.serving)) == (2, 1, 1)
     assert score.inference is not None
     assert validate([trained]).inference is None
+    assert validate(str(trained)).to_json() == validate([trained]).to_json()
 
 
 def test_the_choice_of_sizes_is_ours_judged_by_what_was_measured():

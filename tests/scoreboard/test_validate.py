@@ -140,6 +140,8 @@ def test_rows_without_groups_are_scored_under_their_source():
         ({"gpu": "a100-sxm-80g"}, "a100-sxm-80g"),
         ({"precision": "int3"}, "int3"),
         ({"schedule": "backwards"}, "backwards"),
+        ({"tensor_model_parallel_size": 3}, "16 is not tp x pp x cp = 3 times dp (any)"),
+        ({"data_parallel_size": 5}, "16 is not tp x pp x cp = 1 times dp 5"),
     ],
 )
 def test_rows_that_cannot_be_predicted_are_counted(change, word):

@@ -16,7 +16,7 @@ import yaml
 
 from autoparallel.errors import bad_value
 from autoparallel.exporting.launchers.start import PROFILE, RUN, Start
-from autoparallel.exporting.program import one_line
+from autoparallel.exporting.program import dns_name, one_line
 
 MAX_BYTES = 1_000_000
 """Largest content of a ConfigMap (1 MiB with its keys)."""
@@ -35,15 +35,9 @@ def kubernetes_files(start: Start) -> dict[str, str]:
 
 
 def _manifest(start: Start, script: str) -> str:
-    name = _dns_name(start.name, "-profile" if script == PROFILE else "")
+    name = dns_name(start.name, "-profile" if script == PROFILE else "")
     documents = [_config_map(start, name), _service(start, name), _job(start, name, script)]
     return yaml.safe_dump_all(documents, sort_keys=False, width=100)
-
-
-def _dns_name(text: str, suffix: str) -> str:
-    """`text` as a DNS label of at most 50 letters, so that pod names stay below 63."""
-    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "job"
-    return plain[: 50 - len(suffix)].strip("-") + suffix
 
 
 def _meta(start: Start, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Source: Slurm 24.05 `sbatch` and `srun` manual pages; NVIDIA/pyxis README (`--co
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from autoparallel.errors import bad_value
@@ -24,7 +25,7 @@ _OPTIONS = {
 def slurm_files(start: Start) -> dict[str, str]:
     """`job.sbatch`: `sbatch job.sbatch` in its folder runs the job, with `profile.sh` the other."""
     directives = {
-        "job-name": start.name,
+        "job-name": re.sub(r"[^\w.-]+", "-", start.name),
         "nodes": str(start.num_nodes),
         "ntasks-per-node": "1",
         "gpus-per-node": str(start.gpus_per_node),

@@ -17,7 +17,10 @@ from autoparallel.units import GIB
 
 
 def short_list(entries: Sequence[tuple[str, PlanEntry]], equal: Sequence[bool]) -> go.Figure:
-    """Step time of every layout with its 5-95 % range; those tied with the first are filled."""
+    """Step time of every layout with its 5-95 % range, as trials corrected it if there were any.
+
+    Those tied with the first are filled.
+    """
     scale, unit, _ = time_scale(entries[0][1].iteration_s or 0.0)
     figure = style.frame(f"step time, {unit}", height=120 + 26 * len(entries))
     kinds = (
@@ -30,8 +33,9 @@ def short_list(entries: Sequence[tuple[str, PlanEntry]], equal: Sequence[bool]) 
         ]
         if not rows:
             continue
-        times = [(e.iteration_s or 0.0) * scale for _, e in rows]
-        ranges = [e.iteration_s_interval or (0.0, 0.0) for _, e in rows]
+        now = [e.corrected or e for _, e in rows]
+        times = [(one.iteration_s or 0.0) * scale for one in now]
+        ranges = [one.iteration_s_interval or (0.0, 0.0) for one in now]
         figure.add_scatter(
             x=times,
             y=[label for label, _ in rows],
