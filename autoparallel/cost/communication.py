@@ -105,6 +105,24 @@ def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
     return isolated / case.constants.intra_bandwidth + wait_s
 
 
+def ring_s(message_bytes: Num, g: Group, case: Case) -> Num:
+    """A tensor that is `message_bytes` when whole, passed from neighbour to neighbour.
+
+    A collective leaves a domain through the adapters of all its members. Here each send has one:
+    only the last member's neighbour is outside, and everybody waits for that one.
+    """
+    wait_s = case.constants.collective_latency_s * waited(g.ranks)
+    hop_s = POINT_TO_POINT_LATENCY_S + message_bytes / g.ranks / inter_bytes_per_s(case)
+    near_s = measured_s("all_gather", message_bytes, g, case)
+    return np.where(g.crosses > 0, wait_s + (g.ranks - 1) * hop_s, near_s)
+
+
+def swap_s(message_bytes: Num, g: Group, case: Case) -> Num:
+    """An all-to-all of different parts, `message_bytes` on every rank, by NCCL."""
+    far_s = all_to_all_s(message_bytes, 1.0, g, case)
+    return np.where(g.crosses > 0, far_s, measured_s("all_to_all", message_bytes, g, case))
+
+
 def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
     """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
 
