@@ -80,7 +80,7 @@ class Constants:
     cp_exposed: Num = constant(
         0.15, 0.02, 1.0, "share of a context-parallel ring exposed where attention is long enough"
     )
-    ep_exposed: Num = constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
+    ep_exposed: Num = constant(1.0, 0.1, 1.5, "share of expert-parallel communication exposed")
     pp_exposed: Num = constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
     expert_ramp_waves: Num = constant(

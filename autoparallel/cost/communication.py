@@ -16,6 +16,10 @@ from autoparallel.units import Num
 
 POINT_TO_POINT_LATENCY_S = 25e-6
 """Launch and handshake of one send and its receive (NCCL, microseconds tens)."""
+FORWARDED_FAR, FORWARDED_NEAR = 0.9, 0.8
+"""Shares of an adapter and of NVLink that kernels which forward tokens reach: on 400 Gb/s 58 and 51
+GB/s among 4 and 8 nodes with the quarter and the eighth that stays, on NVLink 153 to 158 of 200 and
+726 to 740 of 900 GB/s (deepseek-ai/DeepEP@0297fc8 docs/legacy.md and README.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,27 +123,33 @@ def ring_s(message_bytes: Num, g: Group, case: Case) -> Num:
 
 def swap_s(message_bytes: Num, g: Group, case: Case) -> Num:
     """An all-to-all of different parts, `message_bytes` on every rank, by NCCL."""
-    far_s = all_to_all_s(message_bytes, 1.0, g, case)
+    leaving = message_bytes * (1 - g.per_domain / g.ranks)
+    far_s = g.latency_s + leaving / inter_bytes_per_s(case)
     return np.where(g.crosses > 0, far_s, measured_s("all_to_all", message_bytes, g, case))
 
 
-def all_to_all_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
+def tokens_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
     """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
 
-    Copies for ranks outside the domain leave through the rank's own adapter, once per remote
-    domain a token goes to (DeepEP and HybridEP forward inside the domain); copies inside use the
-    fast links.
+    Where the framework forwards tokens, one copy leaves through the rank's own adapter for every
+    remote domain that a token goes to, and fast links spread it there; else all remote copies do.
     """
-    c, machine = case.constants, case.machine
+    c, machine, forwards = case.constants, case.machine, np.asarray(case.traits.forwards_tokens) > 0
     domains = np.ceil(g.ranks / g.per_domain)
-    reached = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+    every = copies * (1 - 1 / domains)
+    remote = message_bytes / np.maximum(copies, 1.0)
+    remote = remote * np.where(forwards, forwarded_copies(copies, domains), every)
     local = message_bytes * (g.ranks - 1) / g.ranks
-    remote = message_bytes / np.maximum(copies, 1.0) * reached
-    wire = np.maximum(
-        local / (machine.intra_bytes_per_s * c.intra_bandwidth),
-        remote / inter_bytes_per_s(case),
-    )
+    known = np.asarray(machine.inter_is_measured) > 0
+    share = np.where(known, 1.0, np.where(forwards, FORWARDED_FAR, c.inter_bandwidth))
+    near = machine.intra_bytes_per_s * np.where(forwards, FORWARDED_NEAR, c.intra_bandwidth)
+    wire = np.maximum(local / near, remote / (machine.inter_bytes_per_s * share))
     return g.latency_s + wire
+
+
+def forwarded_copies(copies: Num, domains: Num) -> Num:
+    """Remote domains that a token reaches whose `copies` experts lie anywhere."""
+    return (domains - 1) * (1 - (1 - 1 / domains) ** copies)
 
 
 def tp_group(case: Case) -> Group:

@@ -19,6 +19,7 @@ from autoparallel.cost.case import Case
 POWERS = [1, 2, 4, 8, 16, 32, 64]
 SIZES = st.floats(1.0, 1e11)
 OF = case(["tp1 mbs1"])
+FORWARDING = case(["tp1 mbs1"], forwards_tokens=1.0)
 
 
 def gather(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
@@ -30,11 +31,23 @@ def reduce(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
 
 
 def exchange(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
-    return comm.all_to_all_s(size, 2.0, comm.group(of, ranks, stride), of)
+    return comm.tokens_s(size, 2.0, comm.group(of, ranks, stride), of)
+
+
+def forward(size: Any, ranks: Any, stride: Any, of: Case = FORWARDING) -> Any:
+    return exchange(size, ranks, stride, replace(of, traits=FORWARDING.traits))
+
+
+def swap(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.swap_s(size, comm.group(of, ranks, stride), of)
+
+
+def ring(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.ring_s(size, comm.group(of, ranks, stride), of)
 
 
 Collective = Callable[..., Any]
-EACH = pytest.mark.parametrize("op", [gather, reduce, exchange])
+EACH = pytest.mark.parametrize("op", [gather, reduce, exchange, forward, swap, ring])
 
 
 @EACH
@@ -214,12 +227,30 @@ def test_neighbours_in_a_node_are_nearer() -> None:
     assert faster[1] < far
 
 
-def test_tokens_cross_the_fabric_once_a_domain() -> None:
+def test_forwarded_tokens_cross_the_fabric_once_a_domain() -> None:
     """One copy a token costs the fabric more than its share of two that go the same way."""
-    group = comm.group(OF, 16.0, 1.0)
-    one, two = (comm.all_to_all_s(1e9 * copies, copies, group, OF) for copies in (1.0, 2.0))
+    group = comm.group(FORWARDING, 16.0, 1.0)
+    one, two = (comm.tokens_s(1e9 * copies, copies, group, FORWARDING) for copies in (1.0, 2.0))
     assert np.all(two < 2 * one)
     assert np.all(two >= one)
+
+
+def test_without_forwarding_every_remote_copy_crosses_the_fabric() -> None:
+    """Eight experts a token, two nodes: four copies leave where one does when it is forwarded."""
+    group = comm.group(OF, 16.0, 1.0)
+    every = comm.tokens_s(8e9, 8.0, group, OF) - group.latency_s
+    once = comm.tokens_s(8e9, 8.0, group, FORWARDING) - group.latency_s
+    np.testing.assert_allclose(every, 8e9 / 2 / comm.inter_bytes_per_s(OF))
+    sent = 1e9 * (1 - (1 / 2) ** 8)
+    np.testing.assert_allclose(once, sent / (comm.FORWARDED_FAR * OF.machine.inter_bytes_per_s))
+
+
+@pytest.mark.parametrize("domains", [2, 4, 8])
+def test_a_token_reaches_fewer_domains_than_it_has_experts(domains: int) -> None:
+    reached = comm.forwarded_copies(8.0, float(domains))
+    assert 0 < reached < domains - 1 + 1e-12
+    assert reached < 8 * (1 - 1 / domains)
+    assert comm.forwarded_copies(1.0, float(domains)) == pytest.approx(1 - 1 / domains)
 
 
 def test_exchange_between_domains_is_slower_than_inside() -> None:
@@ -230,7 +261,7 @@ def test_exchange_between_domains_is_slower_than_inside() -> None:
 def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
     """Two neighbours share fast links; two ranks a domain apart share none."""
     near, far = exchange(1e9, 2.0, 1.0), exchange(1e9, 2.0, 8.0)
-    half = 1e9 / 2 * (1 - (1 - 1 / 2) ** 2)
+    half = 1e9 / 2
     assert np.all(far > np.asarray(near))
     np.testing.assert_allclose(
         np.asarray(far) - comm.group(OF, 2.0, 8.0).latency_s, half / comm.inter_bytes_per_s(OF)
@@ -239,7 +270,7 @@ def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
 
 def test_experts_split_in_four_exchange_across_nodes() -> None:
     of = case(["tp4 ep4 etp1 mbs1", "tp4 ep4 etp4 mbs1"], model=MOE)
-    whole, split = comm.all_to_all_s(1e9, 2.0, comm.ep_group(of), of)
+    whole, split = comm.tokens_s(1e9, 2.0, comm.ep_group(of), of)
     assert split > 2 * whole
 
 
