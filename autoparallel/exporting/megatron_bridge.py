@@ -57,6 +57,7 @@ _SAME = (
     "moe_grouped_gemm",
     "moe_permute_fusion",
     "moe_token_dispatcher_type",
+    "moe_flex_dispatcher_backend",
     "moe_router_dtype",
     "moe_router_load_balancing_type",
     "moe_aux_loss_coeff",

@@ -59,6 +59,7 @@ FLAGS: dict[str, str] = {
     "moe_grouped_gemm": "--moe-grouped-gemm",
     "moe_permute_fusion": "--moe-permute-fusion",
     "moe_token_dispatcher_type": "--moe-token-dispatcher-type",
+    "moe_flex_dispatcher_backend": "--moe-flex-dispatcher-backend",
     "moe_router_dtype": "--moe-router-dtype",
     "moe_router_load_balancing_type": "--moe-router-load-balancing-type",
     "moe_aux_loss_coeff": "--moe-aux-loss-coeff",
