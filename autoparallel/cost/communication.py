@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoparallel.cost.case import Case
+from autoparallel.model import Shape
 from autoparallel.units import Num
 
 POINT_TO_POINT_LATENCY_S = 25e-6
@@ -128,17 +129,17 @@ def swap_s(message_bytes: Num, g: Group, case: Case) -> Num:
     return np.where(g.crosses > 0, far_s, measured_s("all_to_all", message_bytes, g, case))
 
 
-def tokens_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
-    """Token exchange in which every rank sends `message_bytes`: `copies` copies of each token.
+def tokens_s(message_bytes: Num, g: Group, case: Case) -> Num:
+    """Token exchange in which every rank sends `message_bytes`: K copies of each token.
 
     Where the framework forwards tokens, one copy leaves through the rank's own adapter for every
     remote domain that a token goes to, and fast links spread it there; else all remote copies do.
     """
     c, machine, forwards = case.constants, case.machine, np.asarray(case.traits.forwards_tokens) > 0
     domains = np.ceil(g.ranks / g.per_domain)
-    every = copies * (1 - 1 / domains)
-    remote = message_bytes / np.maximum(copies, 1.0)
-    remote = remote * np.where(forwards, forwarded_copies(copies, domains), every)
+    every = case.model.K * (1 - 1 / domains)
+    remote = message_bytes / np.maximum(case.model.K, 1.0)
+    remote = remote * np.where(forwards, forwarded_copies(case.model, domains), every)
     local = message_bytes * (g.ranks - 1) / g.ranks
     known = np.asarray(machine.inter_is_measured) > 0
     share = np.where(known, 1.0, np.where(forwards, FORWARDED_FAR, c.inter_bandwidth))
@@ -147,9 +148,24 @@ def tokens_s(message_bytes: Num, copies: Num, g: Group, case: Case) -> Num:
     return g.latency_s + wire
 
 
-def forwarded_copies(copies: Num, domains: Num) -> Num:
-    """Remote domains that a token reaches whose `copies` experts lie anywhere."""
-    return (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+def forwarded_copies(m: Shape, domains: Num) -> Num:
+    """Remote domains that a token reaches, whose K experts lie anywhere or in G_k of G groups.
+
+    A chosen group is one of those that are left, and counts where it has one of the K experts; the
+    groups lie in order, several in a domain or one over several.
+    """
+    limited = np.asarray(m.G) > 0
+    per_domain, over = np.maximum(m.G / domains, 1.0), np.maximum(domains / np.maximum(m.G, 1), 1.0)
+    chosen = np.maximum(m.G_k, 1.0)
+    missed: Num = np.ones(np.shape(domains))
+    for group in range(int(np.max(m.G_k))):
+        left = np.maximum(m.G - group, 1.0)
+        used = (1 - (1 - 1 / chosen) ** m.K) * (group < np.asarray(m.G_k))
+        missed = missed * (1 - np.minimum(per_domain / left, 1.0) * used)
+    spread = over * (1 - (1 - 1 / over) ** (m.K / chosen))
+    anywhere = domains * (1 - (1 - 1 / domains) ** m.K)
+    reached = np.where(limited, domains / over * (1 - missed) * spread, anywhere)
+    return reached * (1 - 1 / domains)
 
 
 def tp_group(case: Case) -> Group:

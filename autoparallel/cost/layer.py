@@ -194,7 +194,7 @@ def ep_forward_s(case: Case) -> Num:
     if not np.any(m.E):
         return np.zeros(np.shape(k.ep))
     sent = tokens(case) / k.tp * m.K * m.h * HALF_BYTES * case.constants.expert_imbalance
-    once = comm.tokens_s(sent, m.K, comm.ep_group(case), case)
+    once = comm.tokens_s(sent, comm.ep_group(case), case)
     return 2 * once * np.where(np.asarray(k.ep) > 1, 1.0, 0.0) * m.L_moe / m.L
 
 

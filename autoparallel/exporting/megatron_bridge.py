@@ -64,6 +64,8 @@ _SAME = (
     "moe_router_pre_softmax",
     "moe_router_score_function",
     "moe_router_enable_expert_bias",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
     "moe_router_force_load_balancing",
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",

@@ -66,6 +66,8 @@ FLAGS: dict[str, str] = {
     "moe_router_pre_softmax": "--moe-router-pre-softmax",
     "moe_router_score_function": "--moe-router-score-function",
     "moe_router_enable_expert_bias": "--moe-router-enable-expert-bias",
+    "moe_router_num_groups": "--moe-router-num-groups",
+    "moe_router_group_topk": "--moe-router-group-topk",
     "moe_router_force_load_balancing": "--moe-router-force-load-balancing",
     # Parallel sizes and stages.
     "tensor_model_parallel_size": "--tensor-model-parallel-size",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import MOE, NUM_GPUS, assert_never_less, case, with_knobs, with_machine
+from cases import MOE, NUM_GPUS, SEQ, assert_never_less, case, with_knobs, with_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ from autoparallel.cost.case import Case
 
 POWERS = [1, 2, 4, 8, 16, 32, 64]
 SIZES = st.floats(1.0, 1e11)
-OF = case(["tp1 mbs1"])
-FORWARDING = case(["tp1 mbs1"], forwards_tokens=1.0)
+OF = case(["tp1 mbs1"], model=MOE)
+FORWARDING = case(["tp1 mbs1"], model=MOE, forwards_tokens=1.0)
 
 
 def gather(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
@@ -31,7 +32,7 @@ def reduce(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
 
 
 def exchange(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
-    return comm.tokens_s(size, 2.0, comm.group(of, ranks, stride), of)
+    return comm.tokens_s(size, comm.group(of, ranks, stride), of)
 
 
 def forward(size: Any, ranks: Any, stride: Any, of: Case = FORWARDING) -> Any:
@@ -227,10 +228,15 @@ def test_neighbours_in_a_node_are_nearer() -> None:
     assert faster[1] < far
 
 
+def routed(of: Case, copies: float) -> Case:
+    """The case with so many experts a token."""
+    return replace(of, model=replace(of.model, K=copies))
+
+
 def test_forwarded_tokens_cross_the_fabric_once_a_domain() -> None:
     """One copy a token costs the fabric more than its share of two that go the same way."""
     group = comm.group(FORWARDING, 16.0, 1.0)
-    one, two = (comm.tokens_s(1e9 * copies, copies, group, FORWARDING) for copies in (1.0, 2.0))
+    one, two = (comm.tokens_s(1e9 * n, group, routed(FORWARDING, n)) for n in (1.0, 2.0))
     assert np.all(two < 2 * one)
     assert np.all(two >= one)
 
@@ -238,19 +244,31 @@ def test_forwarded_tokens_cross_the_fabric_once_a_domain() -> None:
 def test_without_forwarding_every_remote_copy_crosses_the_fabric() -> None:
     """Eight experts a token, two nodes: four copies leave where one does when it is forwarded."""
     group = comm.group(OF, 16.0, 1.0)
-    every = comm.tokens_s(8e9, 8.0, group, OF) - group.latency_s
-    once = comm.tokens_s(8e9, 8.0, group, FORWARDING) - group.latency_s
+    every = comm.tokens_s(8e9, group, routed(OF, 8.0)) - group.latency_s
+    once = comm.tokens_s(8e9, group, routed(FORWARDING, 8.0)) - group.latency_s
     np.testing.assert_allclose(every, 8e9 / 2 / comm.inter_bytes_per_s(OF))
     sent = 1e9 * (1 - (1 / 2) ** 8)
     np.testing.assert_allclose(once, sent / (comm.FORWARDED_FAR * OF.machine.inter_bytes_per_s))
 
 
-@pytest.mark.parametrize("domains", [2, 4, 8])
-def test_a_token_reaches_fewer_domains_than_it_has_experts(domains: int) -> None:
-    reached = comm.forwarded_copies(8.0, float(domains))
-    assert 0 < reached < domains - 1 + 1e-12
-    assert reached < 8 * (1 - 1 / domains)
-    assert comm.forwarded_copies(1.0, float(domains)) == pytest.approx(1 - 1 / domains)
+@pytest.mark.parametrize("domains", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize(
+    ("groups", "chosen", "copies"), [(0, 0, 8), (8, 4, 8), (8, 3, 6), (4, 1, 2)]
+)
+def test_remote_domains_of_a_token_are_those_of_drawn_experts(
+    groups: int, chosen: int, copies: int, domains: int
+) -> None:
+    """Experts drawn of random groups, as a balanced router chooses them."""
+    experts, rng = 256, random.Random(groups + domains)
+    reached = 0
+    for _ in range(4000):
+        of = rng.sample(range(groups or 1), chosen or 1)
+        size = experts // (groups or 1)
+        pool = [e for g in of for e in range(g * size, (g + 1) * size)]
+        reached += len({e * domains // experts for e in rng.sample(pool, copies)})
+    shape = replace(MOE.shape(SEQ), K=float(copies), G=float(groups), G_k=float(chosen))
+    found = comm.forwarded_copies(shape, float(domains))
+    assert found == pytest.approx(reached / 4000 * (1 - 1 / domains), rel=0.06)
 
 
 def test_exchange_between_domains_is_slower_than_inside() -> None:
@@ -270,7 +288,7 @@ def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
 
 def test_experts_split_in_four_exchange_across_nodes() -> None:
     of = case(["tp4 ep4 etp1 mbs1", "tp4 ep4 etp4 mbs1"], model=MOE)
-    whole, split = comm.tokens_s(1e9, 2.0, comm.ep_group(of), of)
+    whole, split = comm.tokens_s(1e9, comm.ep_group(of), of)
     assert split > 2 * whole
 
 

@@ -611,6 +611,10 @@ def expected_model(m: Model) -> dict[str, Any]:
         found |= {
             "moe_shared_expert_intermediate_size": m.moe_shared_expert_intermediate_size or None
         }
+        found |= {
+            "moe_router_num_groups": m.moe_router_num_groups or None,
+            "moe_router_group_topk": m.moe_router_group_topk or None,
+        }
         found |= {"moe_grouped_gemm": True, "moe_token_dispatcher_type": "alltoall"}
         dense = m.moe_first_dense_layers
         found["moe_layer_freq"] = [0] * dense + [1] * (m.num_layers - dense) if dense else 1
