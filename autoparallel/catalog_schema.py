@@ -105,6 +105,7 @@ CLUSTER_RULES = {
     "gpus_per_node": Rule(kind=int, least=1, most=4096),
     "nvlink_domain_gpus": Rule(kind=int, least=1, most=100_000),
     "nvls": _FLAG,
+    "pairwise_links": _FLAG,
     "max_gpus": Rule(kind=int, most=1e7),
     "usd_per_gpu_hour": Rule(most=1e5, null=True),
     "pue": Rule(least=1.0, most=5.0),

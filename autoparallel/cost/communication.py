@@ -50,13 +50,24 @@ def inter_bytes_per_s(case: Case) -> Num:
     return case.machine.inter_bytes_per_s * np.where(measured, 1.0, case.constants.inter_bandwidth)
 
 
+def near_bytes_per_s(case: Case, members: Num) -> Num:
+    """What a GPU's fast links carry among `members` of its domain.
+
+    Through switches all of it; where every pair has a link of its own, only the links to members.
+    """
+    machine = case.machine
+    links = np.maximum(members - 1, 1.0) / np.maximum(machine.domain_gpus - 1, 1.0)
+    pairwise = np.asarray(machine.pairwise) > 0
+    return machine.intra_bytes_per_s * np.where(pairwise, np.minimum(links, 1.0), 1.0)
+
+
 def group(case: Case, ranks: Num, stride: Num) -> Group:
     """The communicator of `ranks` members lying `stride` global ranks apart."""
     c, machine = case.constants, case.machine
     per_domain = np.clip(np.floor(machine.domain_gpus / stride), 1.0, ranks)
     domains = np.ceil(ranks / per_domain)
     crosses: Num = np.asarray(domains > 1, dtype=np.float64)
-    intra = machine.intra_bytes_per_s * c.intra_bandwidth
+    intra = near_bytes_per_s(case, per_domain) * c.intra_bandwidth
     inter = inter_bytes_per_s(case) * per_domain
     several = np.asarray(ranks) > 1
     wait_s = c.collective_latency_s * waited(ranks)
@@ -93,10 +104,13 @@ def all_reduce_s(message_bytes: Num, g: Group, case: Case) -> Num:
     return np.where(g.crosses > 0, ring, measured_s("all_reduce", message_bytes, g, case))
 
 
-def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
+def measured_s(
+    op: str, message_bytes: Num, g: Group, case: Case, members: Num | None = None
+) -> Num:
     """A collective inside the fast domain: its measured time, slowed by what a step does to it.
 
-    Links faster or slower than those of the measured system change it in proportion.
+    Links faster or slower than those of the measured system change it in proportion; `members` is
+    how many of the group a rank speaks to at a time, all of them when None, itself counted.
     """
     isolated = case.look_up(
         lambda o, size, ranks, link: (
@@ -104,7 +118,7 @@ def measured_s(op: str, message_bytes: Num, g: Group, case: Case) -> Num:
         ),
         message_bytes,
         g.ranks,
-        case.machine.intra_bytes_per_s,
+        near_bytes_per_s(case, g.ranks if members is None else members),
     )
     wait_s = case.constants.collective_latency_s * waited(g.ranks)
     return isolated / case.constants.intra_bandwidth + wait_s
@@ -118,7 +132,7 @@ def ring_s(message_bytes: Num, g: Group, case: Case) -> Num:
     """
     wait_s = case.constants.collective_latency_s * waited(g.ranks)
     hop_s = POINT_TO_POINT_LATENCY_S + message_bytes / g.ranks / inter_bytes_per_s(case)
-    near_s = measured_s("all_gather", message_bytes, g, case)
+    near_s = measured_s("all_gather", message_bytes, g, case, members=2.0)
     return np.where(g.crosses > 0, wait_s + (g.ranks - 1) * hop_s, near_s)
 
 
@@ -143,7 +157,9 @@ def tokens_s(message_bytes: Num, g: Group, case: Case) -> Num:
     local = message_bytes * (g.ranks - 1) / g.ranks
     known = np.asarray(machine.inter_is_measured) > 0
     share = np.where(known, 1.0, np.where(forwards, FORWARDED_FAR, c.inter_bandwidth))
-    near = machine.intra_bytes_per_s * np.where(forwards, FORWARDED_NEAR, c.intra_bandwidth)
+    near = near_bytes_per_s(case, g.per_domain) * np.where(
+        forwards, FORWARDED_NEAR, c.intra_bandwidth
+    )
     wire = np.maximum(local / near, remote / (machine.inter_bytes_per_s * share))
     return g.latency_s + wire
 
@@ -200,6 +216,6 @@ def point_to_point_s(message_bytes: Num, case: Case) -> Num:
     k, machine, c = case.knobs, case.machine, case.constants
     crosses = k.num_gpus > machine.domain_gpus
     inter = inter_bytes_per_s(case)
-    intra = machine.intra_bytes_per_s * c.intra_bandwidth
+    intra = near_bytes_per_s(case, 2.0) * c.intra_bandwidth
     bandwidth = np.where(crosses & (k.tp * k.cp * k.dp >= machine.domain_gpus), inter, intra)
     return (POINT_TO_POINT_LATENCY_S + message_bytes / bandwidth) * (k.pp > 1)

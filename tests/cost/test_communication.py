@@ -292,6 +292,36 @@ def test_experts_split_in_four_exchange_across_nodes() -> None:
     assert split > 2 * whole
 
 
+# ---- links from GPU to GPU -----------------------------------------------------------------------
+
+
+def pairwise(of: Case) -> Case:
+    return replace(of, machine=replace(of.machine, pairwise=1.0))
+
+
+@pytest.mark.parametrize("members", [2, 4, 8])
+def test_a_group_has_only_the_links_to_its_members(members: int) -> None:
+    """Seven links lead to seven others: a pair shares one of them, all eight share all."""
+    switched = float(comm.near_bytes_per_s(OF, float(members)))
+    direct = float(comm.near_bytes_per_s(pairwise(OF), float(members)))
+    assert direct == pytest.approx(switched * (members - 1) / 7)
+
+
+def test_few_ranks_without_switches_wait_for_few_links() -> None:
+    direct, size = pairwise(OF), 1e9
+    for op in (gather, reduce, exchange, forward, swap):
+        pair, whole = (np.asarray(op(size, n, 1.0, direct)) for n in (2.0, 8.0))
+        assert np.all(pair > 4 * np.asarray(op(size, 2.0, 1.0)))
+        np.testing.assert_allclose(whole, op(size, 8.0, 1.0))
+    assert np.all(np.asarray(ring(size, 8.0, 1.0, direct)) > 4 * np.asarray(ring(size, 8.0, 1.0)))
+    near = case(["tp1 pp64 mbs1"])
+    assert comm.point_to_point_s(1e9, pairwise(near)) > 4 * comm.point_to_point_s(1e9, near)
+
+
+def test_between_domains_the_fabric_still_decides() -> None:
+    np.testing.assert_allclose(gather(1e9, 64.0, 1.0, pairwise(OF)), gather(1e9, 64.0, 1.0))
+
+
 def test_rows_do_not_know_each_other() -> None:
     of = case([f"tp{n} mbs1" for n in (1, 2, 4, 8, 16)])
     columns = comm.all_reduce_s(1e8, comm.tp_group(of), of)
