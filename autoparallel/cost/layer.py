@@ -14,6 +14,7 @@ from autoparallel.cost.case import Case
 from autoparallel.cost.compute import (
     HALF_BYTES,
     Operators,
+    attention_core_s,
     dense_layer,
     moe_layer,
     tokens,
@@ -181,10 +182,9 @@ def attention_again(case: Case) -> Num:
 
 def ring_shown_s(case: Case, once: Num) -> Num:
     """What attention does not hide of a ring that takes `once` forward and twice that backward."""
-    ops, share = mixed_layer(case), case.constants.cp_exposed
-    forward = shown_s(share, once, ops.attention_forward_s)
-    backward = shown_s(share, 2 * once, ops.attention_backward_s)
-    return forward * (1 + attention_again(case)) + backward
+    attention, share = attention_core_s(case), case.constants.cp_exposed
+    forward = shown_s(share, once, attention[0])
+    return forward * (1 + attention_again(case)) + shown_s(share, 2 * once, attention[1])
 
 
 @per_combination
