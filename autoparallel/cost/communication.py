@@ -147,41 +147,40 @@ def tokens_s(message_bytes: Num, g: Group, case: Case) -> Num:
     """Token exchange in which every rank sends `message_bytes`: K copies of each token.
 
     Where the framework forwards tokens, one copy leaves through the rank's own adapter for every
-    remote domain that a token goes to, and fast links spread it there; else all remote copies do.
+    remote domain that a token goes to, and fast links carry one to every rank; else each of its
+    experts is sent its own.
     """
-    c, machine, forwards = case.constants, case.machine, np.asarray(case.traits.forwards_tokens) > 0
-    domains = np.ceil(g.ranks / g.per_domain)
-    every = case.model.K * (1 - 1 / domains)
-    remote = message_bytes / np.maximum(case.model.K, 1.0)
-    remote = remote * np.where(forwards, forwarded_copies(case.model, domains), every)
-    local = message_bytes * (g.ranks - 1) / g.ranks
+    m, c, machine = case.model, case.constants, case.machine
+    forwards = np.asarray(case.traits.forwards_tokens) > 0
+    domains, one = np.ceil(g.ranks / g.per_domain), message_bytes / np.maximum(m.K, 1.0)
+    local = one * np.where(forwards, others_reached(m, g.ranks), m.K * (1 - 1 / g.ranks))
+    remote = one * np.where(forwards, others_reached(m, domains), m.K * (1 - 1 / domains))
     known = np.asarray(machine.inter_is_measured) > 0
     share = np.where(known, 1.0, np.where(forwards, FORWARDED_FAR, c.inter_bandwidth))
-    near = near_bytes_per_s(case, g.per_domain) * np.where(
-        forwards, FORWARDED_NEAR, c.intra_bandwidth
-    )
+    near = np.where(forwards, FORWARDED_NEAR, c.intra_bandwidth)
+    near = near * near_bytes_per_s(case, g.per_domain)
     wire = np.maximum(local / near, remote / (machine.inter_bytes_per_s * share))
     return g.latency_s + wire
 
 
-def forwarded_copies(m: Shape, domains: Num) -> Num:
-    """Remote domains that a token reaches, whose K experts lie anywhere or in G_k of G groups.
+def others_reached(m: Shape, places: Num) -> Num:
+    """Other places (ranks or domains) that a token reaches, of which each has as many experts.
 
-    A chosen group is one of those that are left, and counts where it has one of the K experts; the
-    groups lie in order, several in a domain or one over several.
+    Its K experts lie anywhere or in G_k of G groups. A chosen group is one of those that are left,
+    and counts where it has one of the K; groups lie in order, several in a place or one over many.
     """
     limited = np.asarray(m.G) > 0
-    per_domain, over = np.maximum(m.G / domains, 1.0), np.maximum(domains / np.maximum(m.G, 1), 1.0)
+    per_place, over = np.maximum(m.G / places, 1.0), np.maximum(places / np.maximum(m.G, 1), 1.0)
     chosen = np.maximum(m.G_k, 1.0)
-    missed: Num = np.ones(np.shape(domains))
+    missed: Num = np.ones(np.shape(places))
     for group in range(int(np.max(m.G_k))):
         left = np.maximum(m.G - group, 1.0)
         used = (1 - (1 - 1 / chosen) ** m.K) * (group < np.asarray(m.G_k))
-        missed = missed * (1 - np.minimum(per_domain / left, 1.0) * used)
+        missed = missed * (1 - np.minimum(per_place / left, 1.0) * used)
     spread = over * (1 - (1 - 1 / over) ** (m.K / chosen))
-    anywhere = domains * (1 - (1 - 1 / domains) ** m.K)
-    reached = np.where(limited, domains / over * (1 - missed) * spread, anywhere)
-    return reached * (1 - 1 / domains)
+    anywhere = places * (1 - (1 - 1 / places) ** m.K)
+    reached = np.where(limited, places / over * (1 - missed) * spread, anywhere)
+    return reached * (1 - 1 / places)
 
 
 def tp_group(case: Case) -> Group:

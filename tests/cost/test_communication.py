@@ -251,24 +251,34 @@ def test_without_forwarding_every_remote_copy_crosses_the_fabric() -> None:
     np.testing.assert_allclose(once, sent / (comm.FORWARDED_FAR * OF.machine.inter_bytes_per_s))
 
 
-@pytest.mark.parametrize("domains", [2, 4, 8, 16, 32])
+def test_a_rank_is_sent_a_token_once_for_all_its_experts() -> None:
+    """Inside a node: 4 of 8 experts on one of two ranks are one copy, or four."""
+    group = comm.group(OF, 2.0, 1.0)
+    every = comm.tokens_s(8e9, group, routed(OF, 8.0)) - group.latency_s
+    once = comm.tokens_s(8e9, group, routed(FORWARDING, 8.0)) - group.latency_s
+    link = OF.machine.intra_bytes_per_s
+    np.testing.assert_allclose(every, 4e9 / (link * OF.constants.intra_bandwidth))
+    np.testing.assert_allclose(once, 1e9 * (1 - (1 / 2) ** 8) / (link * comm.FORWARDED_NEAR))
+
+
+@pytest.mark.parametrize("places", [2, 4, 8, 16, 32])
 @pytest.mark.parametrize(
     ("groups", "chosen", "copies"), [(0, 0, 8), (8, 4, 8), (8, 3, 6), (4, 1, 2)]
 )
-def test_remote_domains_of_a_token_are_those_of_drawn_experts(
-    groups: int, chosen: int, copies: int, domains: int
+def test_places_of_a_token_are_those_of_drawn_experts(
+    groups: int, chosen: int, copies: int, places: int
 ) -> None:
     """Experts drawn of random groups, as a balanced router chooses them."""
-    experts, rng = 256, random.Random(groups + domains)
+    experts, rng = 256, random.Random(groups + places)
     reached = 0
     for _ in range(4000):
         of = rng.sample(range(groups or 1), chosen or 1)
         size = experts // (groups or 1)
         pool = [e for g in of for e in range(g * size, (g + 1) * size)]
-        reached += len({e * domains // experts for e in rng.sample(pool, copies)})
+        reached += len({e * places // experts for e in rng.sample(pool, copies)})
     shape = replace(MOE.shape(SEQ), K=float(copies), G=float(groups), G_k=float(chosen))
-    found = comm.forwarded_copies(shape, float(domains))
-    assert found == pytest.approx(reached / 4000 * (1 - 1 / domains), rel=0.06)
+    found = comm.others_reached(shape, float(places))
+    assert found == pytest.approx(reached / 4000 * (1 - 1 / places), rel=0.06)
 
 
 def test_exchange_between_domains_is_slower_than_inside() -> None:
