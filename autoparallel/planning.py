@@ -15,8 +15,8 @@ import numpy as np
 
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
-from autoparallel.cost.neighbours import doubt
 from autoparallel.cost.memory import PARTS
+from autoparallel.cost.neighbours import doubt
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
