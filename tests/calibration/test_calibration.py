@@ -316,9 +316,10 @@ def test_a_calibration_explains_its_runs_and_says_what_it_held():
     assert mine.calibration.state == "measured"
 
 
-def test_too_few_runs_are_refused():
-    with pytest.raises(ProfileError, match="2 timed runs"):
-        run(made(RUNS[:2]), "two runs")
+@pytest.mark.parametrize("count", [0, 2])
+def test_too_few_runs_are_refused(count):
+    with pytest.raises(ProfileError, match=f"{count} timed runs"):
+        run(made(RUNS[:2])[:count], "too few runs")
 
 
 def test_a_calibration_keeps_what_its_runs_show_beyond_the_constants():
