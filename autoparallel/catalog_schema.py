@@ -67,6 +67,8 @@ MODEL_RULES: dict[str, Rule] = {
     "moe_shared_expert_intermediate_size": Rule(kind=int, most=1e7),
     "moe_first_dense_layers": Rule(kind=int, most=10_000),
     "moe_router_bias": _FLAG,
+    "moe_router_num_groups": Rule(kind=int, most=100_000),
+    "moe_router_group_topk": Rule(kind=int, most=100_000),
     "q_lora_rank": _OPTIONAL,
     "kv_lora_rank": _OPTIONAL,
     "qk_head_dim": _OPTIONAL,
@@ -104,6 +106,7 @@ CLUSTER_RULES = {
     "gpus_per_node": Rule(kind=int, least=1, most=4096),
     "nvlink_domain_gpus": Rule(kind=int, least=1, most=100_000),
     "nvls": _FLAG,
+    "pairwise_links": _FLAG,
     "max_gpus": Rule(kind=int, most=1e7),
     "usd_per_gpu_hour": Rule(most=1e5, null=True),
     "pue": Rule(least=1.0, most=5.0),
@@ -155,6 +158,7 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
         _within(name, fields, "moe_router_topk", 1, experts)
         _within(name, fields, "moe_ffn_hidden_size", 1, 10**7)
         _within(name, fields, "moe_first_dense_layers", 0, layers)
+        _check_groups(name, fields)
     elif alone := [k for k in _MOE_KEYS if fields.get(k)]:
         raise catalog_error(f"{name}.{alone[0]}", fields[alone[0]], "needs num_moe_experts >= 1")
     if fields.get("kv_lora_rank"):
@@ -164,8 +168,26 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
         raise catalog_error(f"{name}.{alone[0]}", fields[alone[0]], "needs kv_lora_rank >= 1")
 
 
-_MOE_KEYS = ("moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size")
+_MOE_KEYS = (
+    "moe_router_topk",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+)
 _MLA_KEYS = ("q_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+
+
+def _check_groups(name: str, fields: Mapping[str, Any]) -> None:
+    """Equal groups, and no more of them chosen than there are, or than a token has experts."""
+    groups, experts = fields.get("moe_router_num_groups", 0), fields["num_moe_experts"]
+    if not groups:
+        _within(name, fields, "moe_router_group_topk", 0, 0)
+        return
+    if experts % groups:
+        rule = f"does not divide num_moe_experts {experts}"
+        raise catalog_error(f"{name}.moe_router_num_groups", groups, rule, "use a divisor of it")
+    _within(name, fields, "moe_router_group_topk", 1, min(groups, fields["moe_router_topk"]))
 
 
 def _within(name: str, fields: Mapping[str, Any], key: str, least: int, most: int) -> None:

@@ -77,10 +77,15 @@ class Constants:
     gather_exposed: Num = constant(
         0.3, 0.05, 0.7, "the same of fully sharded weights and gradients (ZeRO-3)"
     )
-    cp_exposed: Num = constant(0.3, 0.05, 1.0, "share of context-parallel communication exposed")
-    ep_exposed: Num = constant(0.4, 0.1, 1.5, "share of expert-parallel communication exposed")
+    cp_exposed: Num = constant(
+        0.15, 0.02, 1.0, "share of a context-parallel ring exposed where attention is long enough"
+    )
+    ep_exposed: Num = constant(1.0, 0.1, 1.5, "share of expert-parallel communication exposed")
     pp_exposed: Num = constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
+    straggling: Num = constant(
+        0.003, 0.0003, 0.03, "wait for the slowest replica over the step, per doubling of replicas"
+    )
     expert_ramp_waves: Num = constant(
         1.0, 0.02, 12.0, "the same as gemm_ramp_waves for one expert's products in a grouped GEMM"
     )

@@ -55,6 +55,8 @@ class Traits:
         keeps_gathered: 1 where sequence-parallel layers keep their gathered inputs for the backward
             pass instead of gathering them again.
         gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
+        forwards_tokens: 1 where a token goes once to every node that has experts for it and is
+            spread there (DeepEP, HybridEP), 0 where a copy goes to every one of its experts.
     """
 
     flash_attention: Num = 1.0
@@ -80,6 +82,7 @@ class Traits:
     packed_qkv: Num = 0.0
     keeps_gathered: Num = 0.0
     gather_buffers: Num = 1.0
+    forwards_tokens: Num = 0.0
 
 
 TRAIT_NAMES = tuple(f.name for f in fields(Traits))

@@ -70,6 +70,8 @@ class Cluster:
         intra_link: Fast links inside the domain.
         inter_link: Fabric between domains; bandwidth is one GPU's share of its node's adapters.
         nvls: Whether switches reduce in the network (NVLink SHARP).
+        pairwise_links: Whether a GPU's links go straight to the others of its domain, so that a
+            group of few has few of them, and not to switches.
         max_gpus: Size of a named machine; 0 means as many as asked for.
     """
 
@@ -80,6 +82,7 @@ class Cluster:
     intra_link: Link
     inter_link: Link
     nvls: bool = False
+    pairwise_links: bool = False
     max_gpus: int = 0
     usd_per_gpu_hour: float | None = None
     pue: float = 1.2
@@ -110,6 +113,8 @@ class Machine:
     """Share of its dense 16-bit peak that the best matrix product anyone measured reaches."""
     inter_is_measured: Num = 0.0
     """1 where the fabric bandwidth is a bus bandwidth measured in the job, not a nominal one."""
+    pairwise: Num = 0.0
+    """1 where a GPU reaches every other one of its domain by a link of its own."""
 
 
 REACHED_SHARE = 0.8
@@ -140,4 +145,5 @@ def machine(cluster: Cluster, precision: str) -> Machine:
         intra_latency_s=cluster.intra_link.latency_s,
         inter_bytes_per_s=cluster.inter_link.bandwidth_bytes_per_s,
         inter_latency_s=cluster.inter_link.latency_s,
+        pairwise=float(cluster.pairwise_links),
     )

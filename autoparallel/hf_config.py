@@ -39,14 +39,12 @@ _HARMLESS = (
     "ep_size",
     "max_window_layers",
     "n_ctx",
-    "n_group",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
     "num_labels",
     "num_return_sequences",
     "qk_head_dim",
-    "topk_group",
 )
 """Fields that look like a size but change the parameters of no family here."""
 
@@ -252,9 +250,18 @@ def _deepseek_v3(c: _Config) -> _Fields:
             * c.integer("n_shared_experts", default=0),
             "moe_first_dense_layers": c.integer("first_k_dense_replace", default=0),
             "moe_router_bias": True,
+            **_expert_groups(c),
             "mtp_num_layers": c.integer("num_nextn_predict_layers", default=0),
         }
     )
+
+
+def _expert_groups(c: _Config) -> _Fields:
+    """Of how many groups of experts a token chooses; one group, or `greedy`, is no limit."""
+    groups, chosen = c.integer("n_group", default=1), c.integer("topk_group", default=1)
+    if groups <= 1 or c.get("topk_method") == "greedy":
+        return {}
+    return {"moe_router_num_groups": groups, "moe_router_group_topk": chosen}
 
 
 def _deepseek_v2(c: _Config) -> _Fields:

@@ -31,6 +31,8 @@ class Model:
     Attributes:
         ffn_hidden_size: Inner width of the dense MLP (one of the two halves when gated).
         moe_ffn_hidden_size: Inner width of one expert; 0 means no experts.
+        moe_router_num_groups, moe_router_group_topk: Equal groups of experts, in order, and of how
+            many of them a token's experts may be (DeepSeek-V3: 4 of 8); 0 means of any.
         moe_first_dense_layers: Leading layers that keep a dense MLP (DeepSeek-V3: 3).
         window_size: Sliding-window attention span in tokens on `window_layers_fraction` of the
             layers; 0 means full attention everywhere.
@@ -66,6 +68,8 @@ class Model:
     moe_shared_expert_intermediate_size: int = 0
     moe_first_dense_layers: int = 0
     moe_router_bias: bool = False
+    moe_router_num_groups: int = 0
+    moe_router_group_topk: int = 0
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     qk_head_dim: int = 0
@@ -99,6 +103,8 @@ class Model:
             V=float(self.vocab_size),
             E=float(self.num_moe_experts),
             K=float(self.moe_router_topk),
+            G=float(self.moe_router_num_groups),
+            G_k=float(self.moe_router_group_topk),
             f_e=float(self.moe_ffn_hidden_size),
             f_s=float(self.moe_shared_expert_intermediate_size),
             L_moe=float(self.moe_layers),
@@ -132,9 +138,9 @@ class Shape:
     """A model and its sequence length in the papers' letters; every field is a scalar or [N].
 
     s sequence, L layers, h hidden, a heads, g KV heads, d_qk and d_v head widths, f dense FFN
-    width, k MLP matrices (3 gated, 2 plain), V vocabulary, E experts, K experts a token, f_e expert
-    width, f_s shared-expert width, L_moe MoE layers, r_q / r_kv / d_rope MLA ranks, mtp extra
-    prediction layers.
+    width, k MLP matrices (3 gated, 2 plain), V vocabulary, E experts, K experts a token (in G_k of
+    G groups; 0 any), f_e expert width, f_s shared-expert width, L_moe MoE layers, r_q / r_kv /
+    d_rope MLA ranks, mtp extra prediction layers.
     """
 
     s: Num
@@ -149,6 +155,8 @@ class Shape:
     V: Num
     E: Num = 0.0
     K: Num = 0.0
+    G: Num = 0.0
+    G_k: Num = 0.0
     f_e: Num = 0.0
     f_s: Num = 0.0
     L_moe: Num = 0.0

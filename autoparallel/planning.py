@@ -16,6 +16,7 @@ import numpy as np
 from autoparallel.constants import FITS, NORMAL_90, MemoryConstants
 from autoparallel.cost.goodput import run
 from autoparallel.cost.memory import PARTS
+from autoparallel.cost.neighbours import doubt
 from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
@@ -189,7 +190,9 @@ def _entry(
     step = _row(scores.step, row)
     used = {name: n for name, n in _row(scores.memory, row).items() if name in PARTS}
     seconds = float(sum(step.values()))
-    low, high = (float(x) for x in interval_s(StepTime(**step), where.calibration.spread))
+    left = doubt(where.case(columns.take(np.array([row]))))
+    spread = where.calibration.spread
+    low, high = (np.ravel(x)[0] for x in interval_s(StepTime(**step), spread, left))
     tokens = request.global_batch_size * request.seq_length
     rate = tokens / seconds
     peak = request.cluster.gpu.peak_flops_per_s
@@ -203,7 +206,7 @@ def _entry(
         num_micro_batches=request.global_batch_size
         // (layout.micro_batch_size * layout.data_parallel_size(request.num_gpus)),
         iteration_s=seconds,
-        iteration_s_interval=(low, high),
+        iteration_s_interval=(float(low), float(high)),
         tokens_per_s_per_gpu=rate / request.num_gpus,
         model_flops_utilization=flops / (request.num_gpus * peak.get("bf16", peak.get("fp16", 1))),
         memory_bytes=total,

@@ -15,6 +15,7 @@ from typing import Any
 from autoparallel.catalog_schema import GENERATIONS as GENERATIONS
 from autoparallel.constants import Constants, MemoryConstants, memory_bounds
 from autoparallel.errors import ProfileError, nearest, shown
+from autoparallel.nearby import Nearby, read_nearby
 from autoparallel.strict_yaml import read_yaml
 
 
@@ -42,6 +43,7 @@ class Calibration:
         state: `measured` when fitted to runs of this very family, `assumed` when borrowed or prior.
         borrowed_from: The profile whose constants these are; empty when they are its own.
         measured_names: Constants that the runs could tell apart; the others stand at their prior.
+        nearby: The runs themselves, for what the constants do not say; None when borrowed.
     """
 
     family: str
@@ -53,6 +55,7 @@ class Calibration:
     rows: int = 0
     measured_names: tuple[str, ...] = ()
     source: str = ""
+    nearby: Nearby | None = None
 
     @property
     def lender(self) -> str:
@@ -84,7 +87,7 @@ EVERYTHING = "all"
 OF_ONE_CODE_BASE = ("extra_gradient_bytes", "residual_copies", "held_tensors")
 """Memory constants that say nothing of a relative's code."""
 _NOTES = ("family", "fitted", "source", "rows", "groups", "versions")
-_KEYS = (*_NOTES, "constants", "memory", "spread")
+_KEYS = (*_NOTES, "constants", "memory", "spread", "nearby")
 
 
 def calibration(family: str, generation: str, folder: Path) -> Calibration:
@@ -153,6 +156,7 @@ def _borrowed(found: Calibration, family: str, folder: Path) -> Calibration:
         state="assumed",
         borrowed_from=found.family,
         measured_names=(),
+        nearby=None,
     )
 
 
@@ -202,7 +206,22 @@ def read_calibration(path: Path) -> Calibration:
             if isinstance(entry, dict) and entry.get("state") == "measured"
         ),
         source=str(data.get("source", "")),
+        nearby=_nearby(path, data.get("nearby")),
     )
+
+
+def _nearby(path: Path, table: object) -> Nearby | None:
+    """The measured runs of a profile.
+
+    Raises:
+        ProfileError: what is not such a table.
+    """
+    if table is None:
+        return None
+    try:
+        return read_nearby(str(table))
+    except ValueError as error:
+        raise ProfileError(f"{path.name}: nearby: {error}; calibrate again") from error
 
 
 def record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) -> Any:

@@ -218,7 +218,7 @@ def report(leave_one_out: bool) -> str:
     predictions = predict(readings)
     today = view(readings, predictions)
     served = validate_serving([SERVED])
-    views, extra = [("today", today)], ""
+    views, extra = [("in sample" if leave_one_out else "today", today)], ""
     if leave_one_out:
         outcome = run(readings, MEASURED.name, progress=lambda line: print(line, file=sys.stderr))
         blind = view(readings, left_out_predictions(readings, predictions, outcome))

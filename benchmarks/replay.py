@@ -6,8 +6,8 @@ A search group of `benchmarks/measured/training.csv` is one job measured under m
 its layouts are candidates whose times are hidden; a strategy names the next one to run, the
 recorded time (or that it ran out of memory) is revealed, and the regret after k runs is the best
 time seen over the best of the group, minus 1. Three strategies: predicted order, the same while
-learning from every run, and a random order. Twice: with the calibrated constants, and with the
-priors of a machine nobody has calibrated. Prints Markdown and writes it to
+learning from every run, and a random order. Twice: calibrated to the runs of all other split groups
+(minutes), and with the priors of a machine nobody has calibrated. Prints Markdown and writes it to
 benchmarks/replay_<yyyy-mm>.md.
 """
 
@@ -15,16 +15,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoparallel.constants import FITS
+from autoparallel.calibration.training import (
+    fit_everything,
+    known_without,
+    time_family,
+    timed_rows,
+)
+from autoparallel.constants import FITS, Constants
 from autoparallel.cost.step import part_shares, step_time
 from autoparallel.measured.cases import Reading, case
+from autoparallel.nearby import Nearby
 from autoparallel.profiles import Calibration, Spread
 from autoparallel.scoreboard.predictions import calibration_of, folders, predict_family
 from autoparallel.scoreboard.score import read_files
@@ -127,9 +135,27 @@ def replay(job: Job, choose: Choose, runs: int = GOAL_RUNS) -> Column:
 # --- jobs ----------------------------------------------------------------------------------------
 
 
-def in_force(reading: Reading) -> Calibration:
-    """The calibration a row is scored with."""
-    return calibration_of(reading, folders(None))
+def blind(readings: Sequence[Reading]) -> Callable[[Reading], Calibration]:
+    """The calibration of a row without any timed run of its split group.
+
+    Its spreads and its memory constants are those in force.
+    """
+    rows = timed_rows(readings)
+
+    @cache
+    def everything(group: str) -> Constants:
+        return fit_everything(rows, rows.data.groups != group).constants
+
+    @cache
+    def known(group: str, family: str) -> tuple[Constants, Nearby | None]:
+        return known_without(rows, family, rows.data.groups != group, everything(group))
+
+    def calibration(reading: Reading) -> Calibration:
+        constants, nearby = known(reading.run.split_group, time_family(reading.family))
+        in_force = calibration_of(reading, folders(None))
+        return replace(in_force, constants=constants, nearby=nearby)
+
+    return calibration
 
 
 def uncalibrated(reading: Reading) -> Calibration:
@@ -217,7 +243,7 @@ def missed(found: Sequence[Job], regret: Column) -> Text:
 def page() -> str:
     """The whole page."""
     readings, _ = read_files([MEASURED])
-    found = jobs(readings, in_force)
+    found = jobs(readings, blind(readings))
     calibrated, priors = regrets(found), regrets(jobs(readings, uncalibrated))
     by_strategy = {f"calibrated, {name}": r for name, r in calibrated.items()}
     by_strategy |= {f"priors, {name}": r for name, r in priors.items()}
@@ -227,8 +253,9 @@ def page() -> str:
         f"# Replay of measured search groups, {datetime.now(UTC):%Y-%m}\n\n"
         "    python benchmarks/replay.py\n\n"
         f"{len(found)} search groups of {MEASURED.relative_to(ROOT)} with {sum(sizes)} distinct\n"
-        f"layouts, {max(sizes)} in the largest. Calibrated constants (`profiles/`) were fitted to\n"
-        "the same runs; priors never saw a run. A layout that runs out of memory is a run spent.\n"
+        f"layouts, {max(sizes)} in the largest. Calibrated: to the timed runs of all other split\n"
+        "groups (memory: to all runs, `profiles/`); priors never saw a run.\n"
+        "A layout that runs out of memory is a run spent.\n"
         f"The goal: within {GOAL_REGRET:.0%} of the best in at most {GOAL_RUNS} runs.\n\n"
     )
     return head + table(by_strategy).markdown() + missed(found, calibrated["learning"]).markdown()

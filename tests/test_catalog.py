@@ -35,6 +35,7 @@ hidden_size: 64
 num_attention_heads: 4
 vocab_size: 128
 """
+EXPERTS = "num_moe_experts: 8\nmoe_router_topk: 2\nmoe_ffn_hidden_size: 64\n"
 TINY_GPU = """\
 generation: hopper
 memory_gib: 80
@@ -303,6 +304,14 @@ def test_a_path_that_is_no_file_is_refused(path: str) -> None:
         ("num_query_groups: 3", "does not divide"),
         ("moe_router_topk: 2", "needs num_moe_experts"),
         ("num_moe_experts: 4", "moe_router_topk"),
+        ("moe_router_num_groups: 2", "needs num_moe_experts"),
+        (EXPERTS + "moe_router_num_groups: 3", "does not divide num_moe_experts 8"),
+        (EXPERTS + "moe_router_num_groups: 4", "moe_router_group_topk: 0 is not in 1 to 2"),
+        (
+            EXPERTS + "moe_router_num_groups: 4\nmoe_router_group_topk: 3",
+            "moe_router_group_topk: 3 is not in 1 to 2",
+        ),
+        (EXPERTS + "moe_router_group_topk: 1", "moe_router_group_topk: 1 is not in 0 to 0"),
         ("q_lora_rank: 4", "needs kv_lora_rank"),
         ("kv_lora_rank: 4", "qk_head_dim"),
         ("training: 5", "is not a mapping"),

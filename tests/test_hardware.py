@@ -25,7 +25,8 @@ def test_every_cluster_gives_the_formulas_usable_numbers(name: str, precision: s
     for f in fields(Machine):
         value = getattr(found, f.name)
         assert isinstance(value, float), f.name
-        assert value >= 0 if f.name.endswith(("latency_s", "measured")) else value > 0, f.name
+        may_be_none = f.name.endswith(("latency_s", "measured", "pairwise"))
+        assert value >= 0 if may_be_none else value > 0, f.name
     assert found.peak_flops_per_s >= found.bf16_flops_per_s
 
 
@@ -36,6 +37,11 @@ def test_products_are_measured_against_the_best_one_known() -> None:
     assert machine(replace(SMALL_CLUSTER, gpu=unknown), "bf16").reached_share == REACHED_SHARE
     more = machine(replace(SMALL_CLUSTER, gpu=best.with_arithmetic(2.0)), "bf16")
     assert (more.bf16_flops_per_s, more.reached_share) == (2e15, 0.7)
+
+
+def test_some_clusters_have_no_switches_inside() -> None:
+    direct = {name for name in CLUSTERS if machine(catalog.cluster(name), "bf16").pairwise}
+    assert direct == {"alps", "mi300x-platform"}
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

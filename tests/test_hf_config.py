@@ -283,6 +283,20 @@ def test_a_config_is_the_catalog_entry(name: str) -> None:
     assert _bare(theirs) == _bare(ours)
 
 
+@pytest.mark.parametrize(
+    ("change", "groups", "chosen"),
+    [
+        ({}, 8, 4),
+        ({"n_group": 1, "topk_group": 1}, 0, 0),
+        ({"n_group": None, "topk_group": None}, 0, 0),
+        ({"topk_method": "greedy"}, 0, 0),
+    ],
+)
+def test_experts_of_a_few_groups(change: Config, groups: int, chosen: int) -> None:
+    model = from_hf_config(DEEPSEEK_V3 | change)
+    assert (model.moe_router_num_groups, model.moe_router_group_topk) == (groups, chosen)
+
+
 @pytest.mark.parametrize(("config", "published"), PUBLISHED)
 def test_a_config_has_the_published_size(config: Config, published: int) -> None:
     assert int(parameters(from_hf_config(config).shape(1))) == published

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from autoparallel.constants import (
     memory_bounds,
 )
 from autoparallel.errors import ConfigError, ProfileError
+from autoparallel.nearby import PLACE, nearby_of, nearby_text
 from autoparallel.profiles import (
     BORROWED_SPREAD,
     Calibration,
@@ -211,6 +213,18 @@ def test_memory_is_borrowed_of_the_same_code_first(tmp_path, there, fragmentatio
     assert memory.residual_copies == (1.0 if sigma == 0.1 else 0.0)
 
 
+def test_measured_runs_are_kept_with_a_family_and_lent_to_none(tmp_path):
+    runs = nearby_of(np.full((2, len(PLACE)), 4.0), np.array([1.04, 1.05]))
+    for family in ("megatron-hopper", "all"):
+        found = Calibration(family=family, nearby=runs, rows=9, source="test")
+        write_profile(tmp_path, Profile(calibration=found))
+    own = calibration("megatron", "hopper", tmp_path).nearby
+    assert nearby_text(own) == nearby_text(runs)
+    assert own.runs.tolist() == [2]
+    assert calibration("fsdp", "hopper", tmp_path).borrowed_from == "all"
+    assert calibration("fsdp", "hopper", tmp_path).nearby is None
+
+
 def test_nothing_to_borrow_leaves_priors(tmp_path):
     found = calibration("megatron", "hopper", tmp_path)
     assert (found.state, found.rows) == ("assumed", 0)
@@ -230,6 +244,7 @@ def test_nothing_to_borrow_leaves_priors(tmp_path):
         ("memory: {fragmentation: 7}", ("memory.fragmentation", "bounds")),
         ("spread: {compute: -0.1}", ("spread.compute", "bounds")),
         ("constant: {}", ("'constant'", "did you mean 'constants'")),
+        ("nearby: [1, 2]", ("nearby: its columns are not hidden_size", "calibrate again")),
     ],
 )
 def test_a_bad_profile_is_refused_with_its_file(tmp_path, content, words):

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from autoparallel.constants import Constants, bounds
 from autoparallel.cost.case import Case
 from autoparallel.cost.step import step_time
+from autoparallel.nearby import Nearby
 
 Column = NDArray[np.float64]
 
@@ -111,9 +112,9 @@ def constants_at(names: Sequence[str], x: Column, base: Constants) -> Constants:
     return replace(base, **{n: float(np.exp(v)) for n, v in zip(names, x, strict=True)})
 
 
-def log_error(data: Data, constants: Constants) -> Column:
+def log_error(data: Data, constants: Constants, nearby: Nearby | None = None) -> Column:
     """log(predicted / measured) of every row."""
-    predicted = step_time(replace(data.case, constants=constants)).iteration_s
+    predicted = step_time(replace(data.case, constants=constants, nearby=nearby)).iteration_s
     return np.log(np.asarray(predicted) / data.seconds)
 
 

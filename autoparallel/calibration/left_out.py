@@ -51,4 +51,8 @@ def merged(parts: Sequence[LeftOut]) -> LeftOut:
         f.name: np.sum([np.asarray(getattr(p.step, f.name)) for p in parts], axis=0)
         for f in fields(StepTime)
     }
-    return LeftOut(log_errors=np.sum([p.log_errors for p in parts], axis=0), step=StepTime(**step))
+    return LeftOut(
+        log_errors=np.sum([p.log_errors for p in parts], axis=0),
+        doubt=np.sum([p.doubt for p in parts], axis=0),
+        step=StepTime(**step),
+    )

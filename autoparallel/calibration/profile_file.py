@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from autoparallel.constants import Constants, MemoryConstants
 from autoparallel.files import write_text
+from autoparallel.nearby import nearby_text, read_nearby
 from autoparallel.profiles import Calibration, Spread
 from autoparallel.versions import version_of
 
@@ -67,6 +68,7 @@ def rounded(calibration: Calibration) -> Calibration:
         constants=_rounded(calibration.constants),
         memory=_rounded(calibration.memory),
         spread=_rounded(calibration.spread),
+        nearby=read_nearby(nearby_text(calibration.nearby)) if calibration.nearby else None,
     )
 
 
@@ -98,7 +100,14 @@ def write_profile(folder: Path, profile: Profile) -> Path:
 def profile_text(profile: Profile) -> str:
     """The file's content."""
     return "\n".join(
-        [*_head(profile), *_constants(profile), *_memory(profile), *_spread(profile), ""]
+        [
+            *_head(profile),
+            *_constants(profile),
+            *_memory(profile),
+            *_spread(profile),
+            *_nearby(profile),
+            "",
+        ]
     )
 
 
@@ -154,3 +163,11 @@ def _spread(profile: Profile) -> Iterator[str]:
     for f in fields(Spread):
         yield f"  # {SPREAD_MEANING[f.name]}"
         yield f"  {f.name}: {number(getattr(profile.calibration.spread, f.name))}"
+
+
+def _nearby(profile: Profile) -> Iterator[str]:
+    nearby = profile.calibration.nearby
+    if nearby:
+        yield "# measured runs and by how much they took longer than the constants say"
+        yield "nearby: |"
+        yield from (f"  {line}" for line in nearby_text(nearby).splitlines())

@@ -74,12 +74,12 @@ def run(
     Raises:
         ProfileError: fewer than 3 timed runs.
     """
-    rows = timed_rows(readings)
-    if len(rows.readings) < MIN_ROWS:
-        count = len(rows.readings)
+    count = sum(1 for r in readings if r.run.seconds)
+    if count < MIN_ROWS:
         raise ProfileError(
             f"iteration_s: {count} timed runs; a calibration needs {MIN_ROWS} or more"
         )
+    rows = timed_rows(readings)
     blind = left_out(rows, workers=workers, progress=progress) if leave_one_out else None
     progress("fitting the constants of every family")
     found, fits = calibrate(rows, blind, source)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from autoparallel.calibration.fit import Data, Fit, fit, log_error
 from autoparallel.calibration.spread import fit_spread, layout_spread
 from autoparallel.constants import CONSTANT_NAMES, Constants
+from autoparallel.cost.neighbours import doubt, places
 from autoparallel.cost.step import StepTime, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
+from autoparallel.nearby import Nearby, nearby_of
 from autoparallel.profiles import EVERYTHING, Calibration, Spread, stand_ins
 
 Column = NDArray[np.float64]
@@ -179,9 +181,13 @@ def _software(rows: Rows, family: str, among: Mask, base: Constants) -> dict[str
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LeftOut:
-    """Predictions of every run from fits that never saw its split group."""
+    """Predictions of every run from fits that never saw its split group.
+
+    `doubt` is the share of a prediction's variance that measured runs nearby leave.
+    """
 
     log_errors: Column
+    doubt: Column
     step: StepTime
 
 
@@ -189,27 +195,32 @@ def leave_one_group_out(
     rows: Rows, progress: Progress = lambda text: None, groups: Sequence[str] = ()
 ) -> LeftOut:
     """Predict every split group, or those of `groups`, from the others; other rows stay 0."""
-    errors = np.zeros(len(rows.readings))
+    errors, left = np.zeros(len(rows.readings)), np.zeros(len(rows.readings))
     parts = {f.name: np.zeros(len(rows.readings)) for f in fields(StepTime)}
     for group in groups or dict.fromkeys(rows.data.groups.tolist()):
         progress(group)
         held = rows.data.groups == group
         base = fit_everything(rows, ~held, _of_all(rows)).constants
         for family in np.unique(rows.families[held]):
-            constants = _without(rows, str(family), ~held, base)
+            constants, nearby = known_without(rows, str(family), ~held, base)
             at = held & (rows.families == family)
             data = rows.at(at)
-            step = step_time(replace(data.case, constants=constants))
+            known = replace(data.case, constants=constants, nearby=nearby)
+            step = step_time(known)
+            left[at] = doubt(known)
             errors[at] = np.log(np.asarray(step.iteration_s) / data.seconds)
             for name, column in parts.items():
                 column[at] = getattr(step, name)
-    return LeftOut(log_errors=errors, step=StepTime(**parts))
+    return LeftOut(log_errors=errors, doubt=left, step=StepTime(**parts))
 
 
-def _without(rows: Rows, family: str, among: Mask, base: Constants) -> Constants:
-    """The constants a prediction for `family` rests on when only the runs of `among` are known.
+def known_without(
+    rows: Rows, family: str, among: Mask, base: Constants
+) -> tuple[Constants, Nearby | None]:
+    """What a prediction for `family` rests on when only the runs of `among` are known.
 
-    Its own when it has runs there, else those that `profiles` would borrow.
+    Constants and runs of its own when it has some there, else the constants that `profiles` would
+    borrow.
     """
     known = set(rows.families[among].tolist())
     candidates = stand_ins(framework_part(family), family.rpartition("-")[2])
@@ -217,8 +228,18 @@ def _without(rows: Rows, family: str, among: Mask, base: Constants) -> Constants
         if candidate in known:
             own = fit_family(rows, candidate, among, base)
             assert own is not None
-            return own.constants
-    return base
+            mine = among & (rows.families == family)
+            return own.constants, nearby_runs(rows, mine, own.constants)
+    return base, None
+
+
+def nearby_runs(rows: Rows, mine: Mask, constants: Constants) -> Nearby | None:
+    """How much longer the runs of `mine` took than `constants` say; None without one to trust."""
+    mine = mine & ~rows.data.suspect
+    if not mine.any():
+        return None
+    data = rows.at(mine)
+    return nearby_of(places(data.case), np.exp(-log_error(data, constants)))
 
 
 def calibrate(
@@ -274,6 +295,7 @@ def _calibration(
     return Calibration(
         family=name,
         constants=own.constants,
+        nearby=None if name == EVERYTHING else nearby_runs(rows, mine, own.constants),
         spread=_spread(rows, left_out, mine) if left_out else Spread(),
         state="measured",
         rows=int(mine.sum()),
@@ -302,13 +324,15 @@ def _spread(rows: Rows, left_out: LeftOut, mine: Mask) -> Spread:
     errors = left_out.log_errors[index]
     search_groups = np.array([rows.readings[int(i)].run.search_group for i in index])
     weights = rows.at(mine).weights()
-    return fit_spread(step, errors, weights, layout_spread(errors, search_groups))
+    own = layout_spread(errors, search_groups)
+    return fit_spread(step, errors, weights, own, left_out.doubt[index])
 
 
-def errors_of(rows: Rows, calibrations: Mapping[str, Calibration] | Mapping[str, Fit]) -> Column:
-    """log(predicted / measured) of every run under its family's constants."""
+def errors_of(rows: Rows, known: Mapping[str, Calibration] | Mapping[str, Fit]) -> Column:
+    """log(predicted / measured) of every run: by its family's fit, or its whole calibration."""
     errors = np.zeros(len(rows.readings))
     for family in np.unique(rows.families):
-        at = rows.families == family
-        errors[at] = log_error(rows.at(at), calibrations[str(family)].constants)
+        at, found = rows.families == family, known[str(family)]
+        nearby = found.nearby if isinstance(found, Calibration) else None
+        errors[at] = log_error(rows.at(at), found.constants, nearby)
     return errors

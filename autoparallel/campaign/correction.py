@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
-from autoparallel.calibration.training import fit_family, timed_rows
+from autoparallel.calibration.training import fit_family, nearby_runs, timed_rows
 from autoparallel.campaign.candidates import beliefs
 from autoparallel.campaign.outcome import Outcome
 from autoparallel.campaign.rows import measured_rows
@@ -102,6 +102,7 @@ def _recalibrated(run: Path, request: TrainingRequest, rows: Sequence[MeasuredRu
     found = replace(
         known,
         constants=fitted.constants,
+        nearby=nearby_runs(timed, everything, fitted.constants),
         state="measured",
         borrowed_from="",
         rows=len(timed.readings),

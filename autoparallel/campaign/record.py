@@ -80,7 +80,8 @@ def _recorded(
     new = replace(
         plan, entries=_entries(plan, outcome, corrected, _kept(run, plan, outcome, journal))
     )
-    if not (run / PREDICTED_FILE).exists():
+    predicted = all(entry.measured is None for entry in plan.entries)
+    if predicted or not (run / PREDICTED_FILE).exists():
         written.append(files.write_text(run, PREDICTED_FILE, plan.text()))
     written.append(files.write_text(run, PLAN_FILE, new.text()))
     bias = _bias(outcome)

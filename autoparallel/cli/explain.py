@@ -205,7 +205,7 @@ def _screen(
     lines += _prices(entry, reasons)
     lines += plan_view.helping(entry, reasons.better)
     lines += _way(entry, reasons)
-    return [*lines, *plan_view.rests_on(where.calibration, entry if given.legal else None)]
+    return [*lines, *plan_view.rests_on(where, entry if given.legal else None)]
 
 
 def _prices(entry: PlanEntry, reasons: Reasons) -> list[screen.Line]:

@@ -88,6 +88,7 @@ def training_job(request: TrainingRequest, layout: Layout) -> TrainingJob:
         global_batch_size=request.global_batch_size,
         seq_length=request.seq_length,
         generation=request.cluster.gpu.generation,
+        domain_gpus=request.cluster.nvlink_domain_gpus,
         run=_run(request),
     )
 

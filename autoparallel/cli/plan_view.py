@@ -16,7 +16,7 @@ from autoparallel.units import GIB
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated
     from autoparallel.plan import Estimate, Plan, PlanEntry
-    from autoparallel.profiles import Calibration
+    from autoparallel.ranking import Setting
     from autoparallel.ranking.reasons import Bought, Change, Verdict
 
 SHOWN_RULES = 5
@@ -229,8 +229,9 @@ def sieve(plan: Plan) -> list[Line]:
     return prose(text, "dim")
 
 
-def rests_on(found: Calibration, entry: PlanEntry | None) -> list[Line]:
-    """Where the constants behind the numbers come from."""
+def rests_on(where: Setting, entry: PlanEntry | None) -> list[Line]:
+    """Where the constants behind the numbers come from, and what measured runs near say besides."""
+    found = where.calibration
     if found.state == "measured":
         text = f"Numbers rest on {found.rows} measured runs of {found.family}"
     elif found.borrowed_from:
@@ -247,7 +248,16 @@ def rests_on(found: Calibration, entry: PlanEntry | None) -> list[Line]:
             f"; of the step {shares.measured:.0%} is measured, {shares.published:.0%} published, "
             f"{shares.assumed:.0%} assumed"
         )
+        text += _beside(where.nearby_factor(entry.layout) - 1)
     return prose(text + ".", "dim")
+
+
+def _beside(longer: float) -> str:
+    """What measured runs near a layout took over the constants, where it shows."""
+    if abs(longer) < 0.005:
+        return ""
+    way = "longer" if longer > 0 else "less"
+    return f"; measured runs near it take {abs(longer):.0%} {way} than the constants say"
 
 
 def files_line(folder: Path, names: Sequence[str]) -> list[Line]:

@@ -200,7 +200,7 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
         lines += plan_view.baseline_lines(given, winner)
     lines += plan_view.simulation(_simulated(where, winner.layout))
     lines += plan_view.worth(bought(where, winner.layout), winner)
-    return [*lines, *plan_view.sieve(plan), *plan_view.rests_on(where.calibration, winner)]
+    return [*lines, *plan_view.sieve(plan), *plan_view.rests_on(where, winner)]
 
 
 def _simulated(where: Setting, layout: Layout) -> Simulated | None:

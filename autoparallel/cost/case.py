@@ -14,6 +14,7 @@ from autoparallel.hardware import Machine
 from autoparallel.layout import Knobs
 from autoparallel.layout.distinct import Coded
 from autoparallel.model import Shape
+from autoparallel.nearby import Nearby
 from autoparallel.operators import Operators
 from autoparallel.units import Num
 
@@ -32,6 +33,7 @@ class Case:
     Attributes:
         operators: Measured tables of the GPUs: one for a search, several for a file of runs.
         gpu_index: Which of them a row uses; scalar 0 or [N].
+        nearby: Measured runs of the family that `constants` were fitted to; None without any.
         done: Results of this very case, so that a formula that several others use runs once.
         codes: Columns of this very case with their values numbered, for the same reason.
     """
@@ -44,6 +46,7 @@ class Case:
     memory: MemoryConstants = field(default_factory=MemoryConstants)
     operators: tuple[Operators, ...]
     gpu_index: Num = 0.0
+    nearby: Nearby | None = None
     done: dict[Callable[[Case], Any], Any] = field(default_factory=dict, init=False, repr=False)
     codes: dict[str, Coded] = field(default_factory=dict, init=False, repr=False)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.cost.case import Case
+from autoparallel.cost.context import rearranged_s, ring_ranks
 from autoparallel.units import Num
 
 HALF_BYTES = 2.0
@@ -158,7 +159,9 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     """Scores, softmax and context of one layer: (forward, backward).
 
     Flash attention skips the masked half and recomputes scores backward (2.5 times the forward);
-    unfused attention does neither and moves every score through memory.
+    unfused attention does neither and moves every score through memory. A context-parallel ring
+    attends to pieces, which are as efficient as sequences of that length; what any kind of context
+    parallelism copies counts as attention.
     """
     m, t, c, machine = case.model, case.knobs.tp, case.constants, case.machine
     rows = case.knobs.mbs * m.a / t * m.s / case.knobs.cp
@@ -167,7 +170,8 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     keys = span * (1 - m.window_fraction) + windowed * m.window_fraction
     half_rate = machine.bf16_flops_per_s * machine.reached_share
     flash_flops = 2 * rows * keys * (m.d_qk + m.d_v)
-    longer = case.look_up(lambda o, s: o.attention.length_factor(s), m.s)
+    piece = m.s / ring_ranks(case)
+    longer = case.look_up(lambda o, s: o.attention.length_factor(s), piece)
     rate = c.attention_efficiency * head_width_factor((m.d_qk + m.d_v) / 2) * longer
     flash_s = flash_flops / (half_rate * rate)
     full_flops = 2 * rows * m.s * (m.d_qk + m.d_v)
@@ -177,7 +181,8 @@ def attention_core_s(case: Case) -> tuple[Num, Num]:
     forward = np.where(flash > 0, flash_s, matmul_s + UNFUSED_SCORE_BYTES * score_byte_s)
     unfused = 2 * matmul_s + UNFUSED_BACKWARD_BYTES * score_byte_s
     backward = np.where(flash > 0, 2.5 * flash_s, unfused)
-    return forward, backward
+    rearranged = rearranged_s(case)
+    return forward + rearranged[0], backward + rearranged[1]
 
 
 def head_width_factor(d: Num) -> Num:

@@ -14,10 +14,19 @@ from autoparallel.cost.case import Case
 from autoparallel.cost.compute import (
     HALF_BYTES,
     Operators,
+    attention_core_s,
     dense_layer,
     moe_layer,
     tokens,
     torch_softmax,
+)
+from autoparallel.cost.context import (
+    STEP_LAUNCH,
+    by_type,
+    inside,
+    keys_and_values,
+    more_steps,
+    swapped,
 )
 from autoparallel.cost.partition import chunks, layer_parameters
 from autoparallel.cost.unique import per_combination
@@ -69,6 +78,11 @@ def smooth_max(a: Num, b: Num, squarings: int = 2) -> Num:
     for _ in range(squarings):
         root = np.sqrt(root)
     return top * root
+
+
+def shown_s(share: Num, traffic: Num, work: Num) -> Num:
+    """Traffic beside `work`: a share always shows, of the rest what the work is too short for."""
+    return share * traffic + (1 - np.minimum(share, 1)) * (smooth_max(work, traffic) - work)
 
 
 @per_combination
@@ -147,20 +161,30 @@ def cp_s(case: Case) -> Num:
     behind attention, the gather in front of it. `a2a` swaps sequence for heads on q, k, v and the
     output, each way. `a2a+p2p` swaps inside the fast domain and rings the rest.
     """
-    m, k, c = case.model, case.knobs, case.constants
+    k = case.knobs
     if not np.any(k.cp > 1):
         return np.zeros(np.shape(k.cp))
-    group, whole = comm.cp_group(case), recomputed_share(case)
-    kv = m.g / k.tp * (m.d_qk + m.d_v) * HALF_BYTES * k.mbs * m.s
-    swapped = (m.a + m.g) / k.tp * (m.d_qk + m.d_v) * HALF_BYTES * tokens(case)
-    inside = np.clip(np.floor(case.machine.domain_gpus / k.tp), 1.0, k.cp)
-    ring = comm.all_gather_s(kv, group, case) * (3 + whole)
-    swap = comm.all_to_all_s(swapped, 1.0, group, case) * (2 + whole)
-    inner = comm.all_to_all_s(swapped, 1.0, comm.group(case, inside, k.tp), case) * (2 + whole)
-    outer = comm.group(case, k.cp / inside, k.tp * inside)
-    across = comm.all_gather_s(kv / inside, outer, case) * (3 + whole)
-    by_type = [ring * c.cp_exposed, ring, swap, inner + across * c.cp_exposed]
-    return np.select([np.asarray(k.cp_comm) == i for i in range(4)], by_type) * (k.cp > 1)
+    group, again, near = comm.cp_group(case), attention_again(case), inside(case)
+    kv, swap = HALF_BYTES * keys_and_values(case), HALF_BYTES * swapped(case)
+    gathered = comm.all_gather_s(kv, group, case) * (3 + again)
+    whole = comm.swap_s(swap, group, case) * (2 + again)
+    inner = comm.swap_s(swap, comm.group(case, near, k.tp), case) * (2 + again)
+    outer = comm.group(case, k.cp / near, k.tp * near)
+    ring = ring_shown_s(case, comm.ring_s(kv, group, case))
+    across = ring_shown_s(case, comm.ring_s(kv / near, outer, case))
+    return by_type(case, [ring, gathered, whole, inner + across])
+
+
+def attention_again(case: Case) -> Num:
+    """Share of layers whose attention is repeated in the backward pass, and its traffic with it."""
+    return np.maximum(recomputed_share(case), case.knobs.module("core_attn"))
+
+
+def ring_shown_s(case: Case, once: Num) -> Num:
+    """What attention does not hide of a ring that takes `once` forward and twice that backward."""
+    attention, share = attention_core_s(case), case.constants.cp_exposed
+    forward = shown_s(share, once, attention[0])
+    return forward * (1 + attention_again(case)) + shown_s(share, 2 * once, attention[1])
 
 
 @per_combination
@@ -170,7 +194,7 @@ def ep_forward_s(case: Case) -> Num:
     if not np.any(m.E):
         return np.zeros(np.shape(k.ep))
     sent = tokens(case) / k.tp * m.K * m.h * HALF_BYTES * case.constants.expert_imbalance
-    once = comm.all_to_all_s(sent, m.K, comm.ep_group(case), case)
+    once = comm.tokens_s(sent, comm.ep_group(case), case)
     return 2 * once * np.where(np.asarray(k.ep) > 1, 1.0, 0.0) * m.L_moe / m.L
 
 
@@ -204,14 +228,12 @@ def layer_time(case: Case) -> LayerTime:
     work = ops.forward_s + ops.backward_s + again
     gpu = work + tp + cp + ep
     moe = 1 + c.moe_launch * case.model.L_moe / case.model.L
-    host = c.launch_s_per_layer * (1 + c.launch_tp_factor * (k.tp - 1)) * moe
+    host = (1 + c.launch_tp_factor * (k.tp - 1)) * moe + STEP_LAUNCH * more_steps(case)
+    host = c.launch_s_per_layer * host
     host = host * (1 + whole / 3) * np.take(LAUNCHED, np.asarray(k.graph, dtype=np.intp))
     host = host * (1 + TORCH_SOFTMAX_LAUNCH * torch_softmax(case))
     busy = smooth_max(gpu, host, squarings=3)
-    gather = fsdp_s(case)
-    exposed = c.gather_exposed * gather + (1 - np.minimum(c.gather_exposed, 1)) * (
-        smooth_max(busy, gather) - busy
-    )
+    exposed = shown_s(c.gather_exposed, fsdp_s(case), busy)
     forward = ops.forward_s + tp / 2 + cp / 3 + ep / 2
     stretch = (busy + exposed) / gpu
     return LayerTime(

@@ -149,7 +149,7 @@ def _qwen3_moe(m: Model, positions: int) -> _Fields:
 
 
 def _deepseek(m: Model, positions: int) -> _Fields:
-    """DeepSeek-V3; experts are chosen from one group, since a model here has no groups of them."""
+    """DeepSeek-V3; one group where experts are chosen from any."""
     fields = _decoder(m, positions)
     del fields["head_dim"]  # there it is the rotary part, worked out from the rank's dimensions
     return fields | {
@@ -168,16 +168,16 @@ def _deepseek(m: Model, positions: int) -> _Fields:
         "num_nextn_predict_layers": m.mtp_num_layers,
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
-        "n_group": 1,
-        "topk_group": 1,
+        "n_group": m.moe_router_num_groups or 1,
+        "topk_group": m.moe_router_group_topk or 1,
         "norm_topk_prob": True,
     }
 
 
 def _deepseek_v2(m: Model, positions: int) -> _Fields:
-    """DeepSeek-V2 has a low rank for queries and chooses by groups, V2-Lite neither."""
+    """DeepSeek-V2 chooses by groups, V2-Lite does not."""
     fields = _deepseek(m, positions) | {
-        "topk_method": "group_limited_greedy" if m.q_lora_rank else "greedy",
+        "topk_method": "group_limited_greedy" if m.moe_router_num_groups else "greedy",
         "scoring_func": "softmax",
         "norm_topk_prob": False,
     }

@@ -55,6 +55,7 @@ class TrainingJob:
 
     Attributes:
         generation: Of the GPU (`ampere`, `hopper`, `blackwell`): some settings depend on it.
+        domain_gpus: Behind the same fast links.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class TrainingJob:
     global_batch_size: int
     seq_length: int
     generation: str = "hopper"
+    domain_gpus: int = 8
     run: Run = field(default_factory=Run)
 
     @property

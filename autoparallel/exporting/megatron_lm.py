@@ -96,6 +96,7 @@ def fields(job: TrainingJob) -> dict[str, Any]:
         **_stages(model, layout),
         **_context(model, layout),
         **_expert_sizes(model, layout),
+        **_dispatcher(job),
         "global_batch_size": job.global_batch_size,
         **_sharding(layout),
         **_offload(layout),
@@ -188,6 +189,24 @@ def _expert_sizes(model: Model, layout: Layout) -> dict[str, Any]:
         rule = f"needs experts, which {model.name} has not"
         raise bad_value("ep", layout.expert_model_parallel_size, rule, "use ep1")
     return {"expert_model_parallel_size": None, "expert_tensor_parallel_size": None}
+
+
+_DEEPEP_NODE = 8
+_DEEPEP_RUNS_ON = ("ampere", "hopper", "blackwell")
+
+
+def _dispatcher(job: TrainingJob) -> dict[str, Any]:
+    """DeepEP, which sends a token once a node, for experts on several nodes of 8 NVIDIA GPUs.
+
+    The framework `megatron-core` is predicted with it, as NVIDIA's recipes run; it has to be in the
+    image. Inside a domain, and where it does not run, the all-to-all dispatcher stays.
+    """
+    layout, nodes = job.layout, job.domain_gpus == _DEEPEP_NODE
+    ranks = layout.expert_model_parallel_size * layout.expert_tensor_parallel_size
+    forwards = layout.framework == "megatron-core" and job.generation in _DEEPEP_RUNS_ON
+    if not (forwards and nodes and ranks % _DEEPEP_NODE == 0 and ranks > _DEEPEP_NODE):
+        return {}
+    return {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"}
 
 
 def _stages(model: Model, layout: Layout) -> dict[str, Any]:

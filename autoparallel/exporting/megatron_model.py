@@ -145,4 +145,6 @@ def _experts(model: Model) -> dict[str, Any]:
         "moe_router_pre_softmax": model.moe_router_topk == 1 and not balancing_bias,
         "moe_router_score_function": "sigmoid" if balancing_bias else None,
         "moe_router_enable_expert_bias": balancing_bias,
+        "moe_router_num_groups": model.moe_router_num_groups or None,
+        "moe_router_group_topk": model.moe_router_group_topk or None,
     }

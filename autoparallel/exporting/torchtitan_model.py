@@ -127,4 +127,6 @@ def _routing(model: Model) -> dict[str, Any]:
         "top_k": model.moe_router_topk,
         "route_norm": True,
         "score_before_experts": False,
+        "num_expert_groups": model.moe_router_num_groups or None,
+        "num_limited_groups": model.moe_router_group_topk or None,
     }

@@ -153,6 +153,7 @@ def select(all_rows: Case, index: NDArray[Any]) -> Case:
         memory=all_rows.memory,
         operators=all_rows.operators,
         gpu_index=np.asarray(all_rows.gpu_index)[index],
+        nearby=all_rows.nearby,
     )
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from autoparallel import catalog
 from autoparallel.cost.case import Case
 from autoparallel.cost.memory import Memory, fits_probability, memory, peak
+from autoparallel.cost.neighbours import slower
 from autoparallel.cost.step import StepTime, running, step_of, update
 from autoparallel.cost.unique import assembled
 from autoparallel.framework import Framework, framework
 from autoparallel.hardware import machine
-from autoparallel.layout import PRECISIONS, Knobs
+from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
 from autoparallel.operators import operators_for
 from autoparallel.profiles import Calibration, first_calibration
 from autoparallel.request import TrainingRequest
@@ -44,8 +45,8 @@ Evaluate = Callable[[Knobs], Scores]
 
 
 def _time(case: Case) -> tuple[StepTime, Num]:
-    ran, then = running(case), update(case)
-    return assembled(step_of, ran, then), ran.total_s + then.total_s
+    ran, then, more = running(case), update(case), slower(case)
+    return assembled(step_of, ran, then, more), (ran.total_s + then.total_s) * more
 
 
 def _room(case: Case) -> tuple[Memory, Num, Num]:
@@ -85,7 +86,14 @@ class Setting:
             operators=(
                 operators_for(cluster.gpu.name, cluster.gpu.generation, self.folder / "operators"),
             ),
+            nearby=self.calibration.nearby,
         )
+
+    def nearby_factor(self, layout: Layout) -> float:
+        """What measured runs near a layout multiply its step by; 1 without any."""
+        request = self.request
+        one = knobs([layout], [request.num_gpus], [request.global_batch_size])
+        return float(np.ravel(slower(self.case(one)))[0])
 
     def _peaks(self, knobs: Knobs) -> Num:
         """Peak of the linear layers in each row's precision."""

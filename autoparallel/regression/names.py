@@ -59,3 +59,8 @@ def digest(paths: Sequence[Path]) -> str:
             content = path.read_bytes().replace(b"\r\n", b"\n")
             state.update(path.name.encode() + b"\0" + content + b"\0")
     return state.hexdigest()[:12]
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, shortened."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

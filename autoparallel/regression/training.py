@@ -16,6 +16,7 @@ from autoparallel.errors import CatalogError, ConfigError
 from autoparallel.layout import Layout, knobs
 from autoparallel.measured.cases import read
 from autoparallel.measured.rows import MeasuredRun
+from autoparallel.nearby import nearby_text
 from autoparallel.plan import Plan, PlanEntry, megatron_fields
 from autoparallel.planning import candidates_of, checked, estimate, illegal_reasons, searched
 from autoparallel.ranking import (
@@ -36,13 +37,17 @@ from autoparallel.regression.names import (
     known_name,
     operator_tables,
     placed,
+    text_digest,
 )
 from autoparallel.regression.numbers import changed, used_numbers
 from autoparallel.request import TrainingRequest, training_request
 from autoparallel.request.compose import PICKS, SCALARS, parsed_overrides
 
 TOP = 10
-CODE_ROOMS = ("cost", "rules", "space", "ranking", "planning", "operators", "layout", "model")
+CODE_ROOMS = (
+    *("cost", "rules", "space", "ranking", "planning"),
+    *("operators", "nearby", "layout", "model"),
+)
 """Rooms of the numeric core whose code decides a prediction."""
 
 
@@ -74,13 +79,15 @@ class TrainingToday:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Operator tables and code rooms -> digest."""
+        """Operator tables, measured neighbours and code rooms -> digest."""
+        nearby = self.where.calibration.nearby
         tables = operator_tables(
             self.where.folder / "operators", self.where.request.cluster.gpu.name
         )
         return {
             **{f"code.{room}": code_digest(room) for room in CODE_ROOMS},
             **{f"operators.{table.stem}": digest([table]) for table in tables},
+            **({"profile.nearby": text_digest(nearby_text(nearby))} if nearby else {}),
         }
 
     def standing(self, layout: str, changes: Numbers) -> Standing:

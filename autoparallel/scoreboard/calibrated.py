@@ -36,7 +36,7 @@ def left_out_errors(
     for family in np.unique(rows.families):
         at = np.flatnonzero(rows.families == family)
         step = gathered(left_out.step, at)
-        low[at], high[at] = interval_s(step, calibrations[str(family)].spread)
+        low[at], high[at] = interval_s(step, calibrations[str(family)].spread, left_out.doubt[at])
     predicted = np.exp(left_out.log_errors) * rows.data.seconds
     return Errors(predicted=predicted, measured=rows.data.seconds, low=low, high=high)
 

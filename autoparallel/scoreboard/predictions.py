@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.calibration.memory_rows import forecast, memory_data
+from autoparallel.cost.neighbours import doubt
 from autoparallel.cost.step import interval_s, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading
@@ -77,9 +78,10 @@ def predict_family(readings: Sequence[Reading], constants: Calibration) -> Predi
     """Predict rows that share their constants. Absurd rows give absurd numbers, not errors."""
     with np.errstate(all="ignore"):
         data = memory_data(readings)
-        data = replace(data, case=replace(data.case, constants=constants.constants))
+        known = replace(data.case, constants=constants.constants, nearby=constants.nearby)
+        data = replace(data, case=known)
         step = step_time(data.case)
-        low, high = interval_s(step, constants.spread)
+        low, high = interval_s(step, constants.spread, doubt(known))
         memory = forecast(data, constants.memory)
         return Predictions(
             seconds=np.asarray(step.iteration_s),

@@ -16,6 +16,7 @@ from autoparallel.calibration.training import (
     LeftOut,
     fit_everything,
     leave_one_group_out,
+    nearby_runs,
     rows_of,
     timed_rows,
     unseen_errors,
@@ -166,7 +167,9 @@ def test_a_family_of_one_group_errs_between_what_it_fits_and_what_all_others_say
     nemo = [replace(r, framework="NeMo/Megatron", split_group="nemo") for r in RUNS]
     rows = timed_rows([*made(noise=0.05), *made(nemo, noise=0.05, seed=1)])
     fits = {f: fit(rows.at(rows.families == f), FREE, Constants(), 0.3) for f in set(rows.families)}
-    blind = LeftOut(log_errors=np.full(len(rows.readings), 0.3), step=step_time(rows.data.case))
+    n = len(rows.readings)
+    step = step_time(rows.data.case)
+    blind = LeftOut(log_errors=np.full(n, 0.3), doubt=np.ones(n), step=step)
     errors, alone = unseen_errors(rows, blind, fits), rows.families == "nemo-ampere"
     seen = log_error(rows.at(alone), fits["nemo-ampere"].constants)
     assert np.all(errors[~alone] == 0.3)
@@ -313,6 +316,31 @@ def test_a_calibration_explains_its_runs_and_says_what_it_held():
     assert mine.calibration.state == "measured"
 
 
-def test_too_few_runs_are_refused():
-    with pytest.raises(ProfileError, match="2 timed runs"):
-        run(made(RUNS[:2]), "two runs")
+@pytest.mark.parametrize("count", [0, 2])
+def test_too_few_runs_are_refused(count):
+    with pytest.raises(ProfileError, match=f"{count} timed runs"):
+        run(made(RUNS[:2])[:count], "too few runs")
+
+
+def test_a_calibration_keeps_what_its_runs_show_beyond_the_constants():
+    """One layout takes 20 % longer for a reason that no constant has: known there alone."""
+    odd = [("h4096", 2, 1.2), ("h4096", 8, 1.0)]
+    readings = [
+        read(replace(r.run, iteration_s=r.run.iteration_s * slow))
+        for r in made(RUNS)
+        for group, tp, slow in odd
+        if (r.run.split_group, r.run.tensor_model_parallel_size) == (group, tp)
+    ]
+    rows = timed_rows(readings)
+    everybody = np.ones(len(rows.readings), dtype=bool)
+    nearby = nearby_runs(rows, everybody, TRUE)
+    before, after = log_error(rows.data, TRUE), log_error(rows.data, TRUE, nearby)
+    slow = np.array([r.run.tensor_model_parallel_size == 2 for r in rows.readings])
+    assert np.abs(before[slow]).min() > 0.17
+    assert np.abs(after[slow]).max() < 0.08
+    assert np.abs(after[~slow]).max() < 0.03
+
+
+def test_suspect_runs_are_nobodys_neighbours():
+    rows = timed_rows([read(replace(r.run, suspect="odd")) for r in made(RUNS[:5])])
+    assert nearby_runs(rows, np.ones(5, dtype=bool), TRUE) is None

@@ -112,6 +112,16 @@ def test_measures_corrects_and_ranks_again(tmp_path):
     assert all(e.corrected.iteration_s > 1.2 * e.iteration_s for e in untried)
 
 
+def test_the_prediction_that_is_kept_is_that_of_the_plan_measured_last(tmp_path):
+    older = replace(PLAN, search_s=9.0)
+    for plan in (older, PLAN):
+        outcome = campaign(tmp_path, Instant(slow_replicas), plan=plan).run()
+        proved = recorded(tmp_path, plan, REQUEST, outcome).plan
+        assert load_plan(tmp_path / "plan.predicted.json") == plan
+    recorded(tmp_path, proved, REQUEST, outcome)
+    assert load_plan(tmp_path / "plan.predicted.json") == PLAN
+
+
 def test_the_rows_are_the_scoreboards_and_the_constants_are_used(tmp_path):
     outcome = campaign(tmp_path, Instant(slow_replicas), top=4).run()
     recorded(tmp_path, PLAN, REQUEST, outcome)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import MOE, NUM_GPUS, assert_never_less, case, with_knobs, with_machine
+from cases import MOE, NUM_GPUS, SEQ, assert_never_less, case, with_knobs, with_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from autoparallel.cost.case import Case
 
 POWERS = [1, 2, 4, 8, 16, 32, 64]
 SIZES = st.floats(1.0, 1e11)
-OF = case(["tp1 mbs1"])
+OF = case(["tp1 mbs1"], model=MOE)
+FORWARDING = case(["tp1 mbs1"], model=MOE, forwards_tokens=1.0)
 
 
 def gather(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
@@ -30,11 +32,23 @@ def reduce(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
 
 
 def exchange(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
-    return comm.all_to_all_s(size, 2.0, comm.group(of, ranks, stride), of)
+    return comm.tokens_s(size, comm.group(of, ranks, stride), of)
+
+
+def forward(size: Any, ranks: Any, stride: Any, of: Case = FORWARDING) -> Any:
+    return exchange(size, ranks, stride, replace(of, traits=FORWARDING.traits))
+
+
+def swap(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.swap_s(size, comm.group(of, ranks, stride), of)
+
+
+def ring(size: Any, ranks: Any, stride: Any, of: Case = OF) -> Any:
+    return comm.ring_s(size, comm.group(of, ranks, stride), of)
 
 
 Collective = Callable[..., Any]
-EACH = pytest.mark.parametrize("op", [gather, reduce, exchange])
+EACH = pytest.mark.parametrize("op", [gather, reduce, exchange, forward, swap, ring])
 
 
 @EACH
@@ -214,12 +228,57 @@ def test_neighbours_in_a_node_are_nearer() -> None:
     assert faster[1] < far
 
 
-def test_tokens_cross_the_fabric_once_a_domain() -> None:
+def routed(of: Case, copies: float) -> Case:
+    """The case with so many experts a token."""
+    return replace(of, model=replace(of.model, K=copies))
+
+
+def test_forwarded_tokens_cross_the_fabric_once_a_domain() -> None:
     """One copy a token costs the fabric more than its share of two that go the same way."""
-    group = comm.group(OF, 16.0, 1.0)
-    one, two = (comm.all_to_all_s(1e9 * copies, copies, group, OF) for copies in (1.0, 2.0))
+    group = comm.group(FORWARDING, 16.0, 1.0)
+    one, two = (comm.tokens_s(1e9 * n, group, routed(FORWARDING, n)) for n in (1.0, 2.0))
     assert np.all(two < 2 * one)
     assert np.all(two >= one)
+
+
+def test_without_forwarding_every_remote_copy_crosses_the_fabric() -> None:
+    """Eight experts a token, two nodes: four copies leave where one does when it is forwarded."""
+    group = comm.group(OF, 16.0, 1.0)
+    every = comm.tokens_s(8e9, group, routed(OF, 8.0)) - group.latency_s
+    once = comm.tokens_s(8e9, group, routed(FORWARDING, 8.0)) - group.latency_s
+    np.testing.assert_allclose(every, 8e9 / 2 / comm.inter_bytes_per_s(OF))
+    sent = 1e9 * (1 - (1 / 2) ** 8)
+    np.testing.assert_allclose(once, sent / (comm.FORWARDED_FAR * OF.machine.inter_bytes_per_s))
+
+
+def test_a_rank_is_sent_a_token_once_for_all_its_experts() -> None:
+    """Inside a node: 4 of 8 experts on one of two ranks are one copy, or four."""
+    group = comm.group(OF, 2.0, 1.0)
+    every = comm.tokens_s(8e9, group, routed(OF, 8.0)) - group.latency_s
+    once = comm.tokens_s(8e9, group, routed(FORWARDING, 8.0)) - group.latency_s
+    link = OF.machine.intra_bytes_per_s
+    np.testing.assert_allclose(every, 4e9 / (link * OF.constants.intra_bandwidth))
+    np.testing.assert_allclose(once, 1e9 * (1 - (1 / 2) ** 8) / (link * comm.FORWARDED_NEAR))
+
+
+@pytest.mark.parametrize("places", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize(
+    ("groups", "chosen", "copies"), [(0, 0, 8), (8, 4, 8), (8, 3, 6), (4, 1, 2)]
+)
+def test_places_of_a_token_are_those_of_drawn_experts(
+    groups: int, chosen: int, copies: int, places: int
+) -> None:
+    """Experts drawn of random groups, as a balanced router chooses them."""
+    experts, rng = 256, random.Random(groups + places)
+    reached = 0
+    for _ in range(4000):
+        of = rng.sample(range(groups or 1), chosen or 1)
+        size = experts // (groups or 1)
+        pool = [e for g in of for e in range(g * size, (g + 1) * size)]
+        reached += len({e * places // experts for e in rng.sample(pool, copies)})
+    shape = replace(MOE.shape(SEQ), K=float(copies), G=float(groups), G_k=float(chosen))
+    found = comm.others_reached(shape, float(places))
+    assert found == pytest.approx(reached / 4000 * (1 - 1 / places), rel=0.06)
 
 
 def test_exchange_between_domains_is_slower_than_inside() -> None:
@@ -230,7 +289,7 @@ def test_exchange_between_domains_is_slower_than_inside() -> None:
 def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
     """Two neighbours share fast links; two ranks a domain apart share none."""
     near, far = exchange(1e9, 2.0, 1.0), exchange(1e9, 2.0, 8.0)
-    half = 1e9 / 2 * (1 - (1 - 1 / 2) ** 2)
+    half = 1e9 / 2
     assert np.all(far > np.asarray(near))
     np.testing.assert_allclose(
         np.asarray(far) - comm.group(OF, 2.0, 8.0).latency_s, half / comm.inter_bytes_per_s(OF)
@@ -239,8 +298,38 @@ def test_an_exchange_of_ranks_that_lie_apart_leaves_the_domain() -> None:
 
 def test_experts_split_in_four_exchange_across_nodes() -> None:
     of = case(["tp4 ep4 etp1 mbs1", "tp4 ep4 etp4 mbs1"], model=MOE)
-    whole, split = comm.all_to_all_s(1e9, 2.0, comm.ep_group(of), of)
+    whole, split = comm.tokens_s(1e9, comm.ep_group(of), of)
     assert split > 2 * whole
+
+
+# ---- links from GPU to GPU -----------------------------------------------------------------------
+
+
+def pairwise(of: Case) -> Case:
+    return replace(of, machine=replace(of.machine, pairwise=1.0))
+
+
+@pytest.mark.parametrize("members", [2, 4, 8])
+def test_a_group_has_only_the_links_to_its_members(members: int) -> None:
+    """Seven links lead to seven others: a pair shares one of them, all eight share all."""
+    switched = float(comm.near_bytes_per_s(OF, float(members)))
+    direct = float(comm.near_bytes_per_s(pairwise(OF), float(members)))
+    assert direct == pytest.approx(switched * (members - 1) / 7)
+
+
+def test_few_ranks_without_switches_wait_for_few_links() -> None:
+    direct, size = pairwise(OF), 1e9
+    for op in (gather, reduce, exchange, forward, swap):
+        pair, whole = (np.asarray(op(size, n, 1.0, direct)) for n in (2.0, 8.0))
+        assert np.all(pair > 4 * np.asarray(op(size, 2.0, 1.0)))
+        np.testing.assert_allclose(whole, op(size, 8.0, 1.0))
+    assert np.all(np.asarray(ring(size, 8.0, 1.0, direct)) > 4 * np.asarray(ring(size, 8.0, 1.0)))
+    near = case(["tp1 pp64 mbs1"])
+    assert comm.point_to_point_s(1e9, pairwise(near)) > 4 * comm.point_to_point_s(1e9, near)
+
+
+def test_between_domains_the_fabric_still_decides() -> None:
+    np.testing.assert_allclose(gather(1e9, 64.0, 1.0, pairwise(OF)), gather(1e9, 64.0, 1.0))
 
 
 def test_rows_do_not_know_each_other() -> None:

@@ -30,8 +30,16 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.cost.case import Case
+from autoparallel.cost.context import STEP_LAUNCH, more_steps
 from autoparallel.cost.layer import fsdp_s, layer_time
-from autoparallel.cost.step import StepTime, gradient_s, interval_s, part_shares, step_time
+from autoparallel.cost.step import (
+    StepTime,
+    gradient_s,
+    interval_s,
+    part_shares,
+    running,
+    step_time,
+)
 from autoparallel.cost.unique import per_combination
 from autoparallel.model import Model, flops_per_token
 from autoparallel.operators import operators_for
@@ -184,6 +192,19 @@ def test_without_replicas_nothing_is_reduced() -> None:
 
 
 @BOTH
+def test_every_doubling_of_replicas_waits_as_much_longer(of: Case) -> None:
+    more = np.asarray(of.knobs.dp)
+    alike, unlike = (running(with_constants(of, straggling=x)) for x in (0.0, 0.01))
+    busy = np.asarray(alike.total_s)
+    np.testing.assert_allclose(alike.waited_s, 0, atol=0)
+    np.testing.assert_allclose(unlike.waited_s, 0.01 * np.log2(more) * busy, rtol=1e-6)
+    waited = parts(with_constants(of, straggling=0.01))["dp_comm_s"]
+    np.testing.assert_allclose(
+        waited - parts(with_constants(of, straggling=0.0))["dp_comm_s"], unlike.waited_s, rtol=1e-6
+    )
+
+
+@BOTH
 def test_nothing_is_recomputed_unless_asked(of: Case) -> None:
     column = parts(of)["recompute_s"]
     assert np.all((column > 0) == (of.knobs.granularity > 0))
@@ -269,12 +290,16 @@ def test_recomputing_more_layers_is_never_faster() -> None:
 
 
 def test_host_time_grows_with_every_tensor_parallel_rank() -> None:
-    """Where nothing else takes time, a layer of tp ranks takes 1 + f (tp - 1) of one rank's."""
+    """Where nothing else takes time, a layer of tp ranks takes 1 + f (tp - 1) of one rank's.
+
+    Further steps of a context-parallel ring come on top.
+    """
     free = with_constants(dense(), launch_s_per_layer=1.0, launch_tp_factor=0.5)
     seconds = layer_time(free).total_s
     tp = np.broadcast_to(np.asarray(free.knobs.tp), np.shape(seconds))
     plain = np.asarray(free.knobs.granularity) != 2
-    assert np.asarray(seconds)[plain] == pytest.approx(1 + 0.5 * (tp[plain] - 1), rel=0.02)
+    expected = 1 + 0.5 * (tp - 1) + STEP_LAUNCH * more_steps(free)
+    assert np.asarray(seconds)[plain] == pytest.approx(expected[plain], rel=0.02)
 
 
 def test_fp8_is_never_slower_on_hopper() -> None:

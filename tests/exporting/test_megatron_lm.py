@@ -20,8 +20,9 @@ import pytest
 from autoparallel import catalog
 from autoparallel.errors import ConfigError
 from autoparallel.exporting import Run, arguments, environment
+from autoparallel.exporting.job import TrainingJob
 from autoparallel.exporting.megatron_flags import FLAGS, OFF_FLAGS, tokens
-from autoparallel.exporting.megatron_lm import script, text
+from autoparallel.exporting.megatron_lm import fields, script, text
 from autoparallel.layout import (
     CP_COMM_TYPES,
     GRAPH_SCOPES,
@@ -389,6 +390,35 @@ def test_every_catalog_model_exports_or_says_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "changed", "dispatcher"),
+    [
+        ("tp1 pp1 ep8 mbs1 zero1", {}, "alltoall"),
+        ("tp1 pp1 ep16 mbs1 zero1", {}, "flex"),
+        ("tp2 pp1 ep8 etp2 mbs1 sp zero1", {}, "flex"),
+        ("tp1 pp1 ep16 mbs1 zero1", {"domain_gpus": 72}, "alltoall"),
+        ("tp1 pp1 ep16 mbs1 zero1", {"domain_gpus": 4}, "alltoall"),
+        ("tp1 pp1 ep16 mbs1 zero1", {"generation": "cdna3"}, "alltoall"),
+        ("tp1 pp1 ep16 mbs1 zero1 fw=megatron-lm", {}, "alltoall"),
+    ],
+)
+def test_tokens_for_several_nodes_are_forwarded(
+    words: str, changed: dict[str, Any], dispatcher: str
+) -> None:
+    """As the framework megatron-core is predicted: a token goes to a node once."""
+    whole = TrainingJob(
+        model=QWEN,
+        layout=Layout.parse(words),
+        num_gpus=64,
+        global_batch_size=64,
+        seq_length=4096,
+        **changed,
+    )
+    found = fields(whole)
+    assert found["moe_token_dispatcher_type"] == dispatcher
+    assert ("moe_flex_dispatcher_backend" in found) == (dispatcher == "flex")
+
+
+@pytest.mark.parametrize(
     ("words", "generation", "connections"),
     [
         ("tp8 pp1 mbs1 zero1", "hopper", "1"),
@@ -581,6 +611,10 @@ def expected_model(m: Model) -> dict[str, Any]:
         found |= {
             "moe_shared_expert_intermediate_size": m.moe_shared_expert_intermediate_size or None
         }
+        found |= {
+            "moe_router_num_groups": m.moe_router_num_groups or None,
+            "moe_router_group_topk": m.moe_router_group_topk or None,
+        }
         found |= {"moe_grouped_gemm": True, "moe_token_dispatcher_type": "alltoall"}
         dense = m.moe_first_dense_layers
         found["moe_layer_freq"] = [0] * dense + [1] * (m.num_layers - dense) if dense else 1
@@ -615,6 +649,9 @@ def expected_layout(m: Model, x: Layout) -> dict[str, Any]:
     if m.num_moe_experts:
         found["expert_model_parallel_size"] = x.expert_model_parallel_size
         found["expert_tensor_parallel_size"] = x.expert_tensor_parallel_size
+        ranks = x.expert_model_parallel_size * x.expert_tensor_parallel_size
+        if ranks > 8 and ranks % 8 == 0:
+            found |= {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"}
     full, selective = x.recompute_granularity == "full", x.recompute_granularity == "selective"
     found["recompute_granularity"] = x.recompute_granularity if full or selective else None
     found["recompute_method"] = x.recompute_method if full else None

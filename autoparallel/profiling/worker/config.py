@@ -97,7 +97,7 @@ def _activation(name: str) -> Any:
 
 
 def _experts(model: Model, layout: Layout, impl: str) -> dict[str, Any]:
-    """Dropless experts with the all-to-all dispatcher, as the exported arguments have them."""
+    """Dropless experts with the all-to-all dispatcher, which needs no further library."""
     if not model.num_moe_experts:
         return {}
     dense = model.moe_first_dense_layers
@@ -111,6 +111,8 @@ def _experts(model: Model, layout: Layout, impl: str) -> dict[str, Any]:
         "moe_grouped_gemm": impl == "te",
         "moe_router_load_balancing_type": "aux_loss",
         "moe_aux_loss_coeff": 1e-2,
+        "moe_router_num_groups": model.moe_router_num_groups or None,
+        "moe_router_group_topk": model.moe_router_group_topk or None,
         "expert_model_parallel_size": layout.expert_model_parallel_size,
         "expert_tensor_parallel_size": layout.expert_tensor_parallel_size,
     }
