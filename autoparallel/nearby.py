@@ -9,7 +9,8 @@ speaks for its neighbourhood and, by itself, for nothing a few lengths away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ MOST_NUMBER = 1e9
 """Above it no size of a run is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Nearby:
     """M distinct measured layouts of a family.
 
@@ -62,17 +63,20 @@ class Nearby:
     places: Column
     slower: Column
     runs: Column
-    _spots: Column = field(init=False)
-    _among: Column = field(init=False)
-    _weights: Column = field(init=False)
 
-    def __post_init__(self) -> None:
-        spots = spots_of(self.places)
-        logs = np.clip(np.log(self.slower), -MOST, MOST)
-        among = AMPLITUDE**2 * _likeness(spots, spots) + np.diag(NOISE**2 / self.runs)
-        object.__setattr__(self, "_spots", spots)
-        object.__setattr__(self, "_among", among)
-        object.__setattr__(self, "_weights", np.linalg.solve(among, logs))
+    @cached_property
+    def _spots(self) -> Column:
+        return spots_of(self.places)
+
+    @cached_property
+    def _inverse(self) -> Column:
+        """Of the covariance of what the runs show, over `AMPLITUDE` squared [M, M]."""
+        noise = (NOISE / AMPLITUDE) ** 2 / self.runs
+        return np.asarray(np.linalg.inv(_likeness(self._spots, self._spots) + np.diag(noise)))
+
+    @cached_property
+    def _weights(self) -> Column:
+        return np.asarray(self._inverse @ _heeded(self.slower))
 
     def factors(self, sizes: Column, choices: Column) -> Column:
         """What to multiply step times by: layouts of every sizes and choices together [I, J].
@@ -87,14 +91,13 @@ class Nearby:
         split = len(LENGTHS)
         of_sizes = _likeness(octaves(sizes), self._spots[:, :split]) * self._weights
         of_choices = _likeness(steps(choices), self._spots[:, split:])
-        return np.asarray(np.exp(AMPLITUDE**2 * of_sizes @ of_choices.T))
+        return np.asarray(np.exp(of_sizes @ of_choices.T))
 
     def doubt(self, places: Column) -> Column:
         """Share of the variance that the runs leave at `places` [N, len(PLACE)], 0 to 1 [N]."""
-        spots = spots_of(places)
-        shared = AMPLITUDE**2 * _likeness(spots, self._spots)
-        told = np.einsum("nm,mn->n", shared, np.linalg.solve(self._among, shared.T))
-        return np.asarray(np.clip(1 - told / AMPLITUDE**2, 0.0, 1.0))
+        likeness = _likeness(spots_of(places), self._spots)
+        told = (likeness @ self._inverse * likeness).sum(axis=1)
+        return np.asarray(np.clip(1 - told, 0.0, 1.0))
 
 
 def octaves(sizes: Column) -> Column:
@@ -119,6 +122,11 @@ def _likeness(a: Column, b: Column) -> Column:
     return np.asarray(np.exp(-0.5 * np.maximum(squared, 0.0)))
 
 
+def _heeded(slower: Column) -> Column:
+    """Logs of what runs took over what was predicted, as far as they count."""
+    return np.clip(np.log(slower), -MOST, MOST)
+
+
 def nearby_of(places: Column, slower: Column) -> Nearby:
     """Runs at `places` [N, len(PLACE)], those at one place taken together (geometric mean).
 
@@ -126,8 +134,7 @@ def nearby_of(places: Column, slower: Column) -> Nearby:
     """
     distinct, own = np.unique(places, axis=0, return_inverse=True)
     runs = np.bincount(own.ravel()).astype(np.float64)
-    logs = np.clip(np.log(slower), -MOST, MOST)
-    mean = np.bincount(own.ravel(), weights=logs) / runs
+    mean = np.bincount(own.ravel(), weights=_heeded(slower)) / runs
     kept = np.arange(0, len(distinct), -(-len(distinct) // MOST_PLACES))
     return Nearby(places=distinct[kept], slower=np.exp(mean[kept]), runs=runs[kept])
 

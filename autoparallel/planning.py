@@ -21,7 +21,7 @@ from autoparallel.cost.step import StepTime, interval_s, part_shares
 from autoparallel.cost.unique import gathered
 from autoparallel.errors import bad_value
 from autoparallel.framework import framework
-from autoparallel.layout import PRECISIONS, Knobs, Layout, knobs
+from autoparallel.layout import PRECISIONS, Knobs, Layout
 from autoparallel.model import flops_per_token
 from autoparallel.plan import Estimate, IllegalReason, Origin, Place, Plan, PlanEntry
 from autoparallel.profiles import Calibration
@@ -118,7 +118,7 @@ def estimate(request: TrainingRequest, layout: Layout, *, among: Ranked | None =
     """
     request, layout = same_framework(request, layout)
     where = setting(request)
-    one = knobs([layout], [request.num_gpus], [request.global_batch_size])
+    one = where.row(layout)
     broken = illegal_reasons(where, one)
     if broken:
         return Estimate(entry=_empty_entry(request, layout), legal=False, illegal_reasons=broken)
@@ -192,7 +192,7 @@ def _entry(
     seconds = float(sum(step.values()))
     left = doubt(where.case(columns.take(np.array([row]))))
     spread = where.calibration.spread
-    low, high = (np.ravel(x)[0] for x in interval_s(StepTime(**step), spread, left))
+    low, high = (float(x) for x in interval_s(StepTime(**step), spread, left))
     tokens = request.global_batch_size * request.seq_length
     rate = tokens / seconds
     peak = request.cluster.gpu.peak_flops_per_s
@@ -206,7 +206,7 @@ def _entry(
         num_micro_batches=request.global_batch_size
         // (layout.micro_batch_size * layout.data_parallel_size(request.num_gpus)),
         iteration_s=seconds,
-        iteration_s_interval=(float(low), float(high)),
+        iteration_s_interval=(low, high),
         tokens_per_s_per_gpu=rate / request.num_gpus,
         model_flops_utilization=flops / (request.num_gpus * peak.get("bf16", peak.get("fp16", 1))),
         memory_bytes=total,

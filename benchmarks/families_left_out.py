@@ -8,13 +8,13 @@ borrow for it. Prints Markdown and writes it to benchmarks/families_left_out_<yy
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pages import publish
 
 from autoparallel.calibration.fit import log_error
 from autoparallel.calibration.profile_file import versions
@@ -95,16 +95,5 @@ def page() -> str:
     return head + table(found).markdown()
 
 
-def main() -> None:
-    """Print and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    name = f"families_left_out_{datetime.now(UTC):%Y-%m}.md"
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / name)
-    arguments = parser.parse_args()
-    text = page()
-    print(text, end="")
-    arguments.out.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish("families_left_out", __doc__, page)

@@ -9,13 +9,13 @@ it to benchmarks/memory_accuracy_<yyyy-mm>.md.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pages import publish
 
 from autoparallel.calibration.memory_left_out import left_out
 from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
@@ -139,16 +139,5 @@ def report() -> str:
     return head + "\n".join(t.markdown() for t in (kinds(tables), fitting(tables), groups(tables)))
 
 
-def main() -> None:
-    """Print and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    name = f"memory_accuracy_{datetime.now(UTC):%Y-%m}.md"
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / name)
-    arguments = parser.parse_args()
-    page = report()
-    print(page, end="")
-    arguments.out.write_text(page, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish("memory_accuracy", __doc__, report)

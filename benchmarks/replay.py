@@ -13,7 +13,6 @@ benchmarks/replay_<yyyy-mm>.md.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pages import publish
 
 from autoparallel.calibration.training import (
     fit_everything,
@@ -261,16 +261,5 @@ def page() -> str:
     return head + table(by_strategy).markdown() + missed(found, calibrated["learning"]).markdown()
 
 
-def main() -> None:
-    """Print and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    name = f"replay_{datetime.now(UTC):%Y-%m}.md"
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / name)
-    arguments = parser.parse_args()
-    text = page()
-    print(text, end="")
-    arguments.out.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    publish("replay", __doc__, page)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from autoparallel.constants import NORMAL_90
-from autoparallel.cost.step import StepTime, part_shares
+from autoparallel.cost.step import StepTime, log_variance, part_shares
 from autoparallel.profiles import Spread
 from autoparallel.units import Num
 
@@ -36,26 +36,21 @@ def fit_spread(
         doubt: Share of the parts' variance that measured runs nearby leave, scalar or [N].
     """
     shares = part_shares(step)
-    size = np.broadcast_shapes(*(np.shape(s) for s in shares.values()))
-    columns = np.stack([np.broadcast_to(shares[name], size) for name in PARTS])
+
+    def spread(x: Column, scale: float = 1.0) -> Spread:
+        parts = {n: float(v * scale) for n, v in zip(PARTS, np.exp(x), strict=True)}
+        return Spread(**parts, layout=layout)
 
     def loss(x: Column) -> float:
-        variance = sigma_squared(columns, np.exp(x), layout, doubt)
+        variance = log_variance(shares, spread(x), doubt)
         student = 2.5 * np.log1p(log_errors**2 / (4 * variance)) + 0.5 * np.log(variance)
         pull = np.sum(((x - np.log(PRIOR)) / PRIOR_WIDTH) ** 2)
         return float(np.sum(weights * student) + 0.5 * pull)
 
-    found = np.exp(minimize(loss, np.log(PRIOR), method="L-BFGS-B").x)
-    z = np.abs(log_errors) / np.sqrt(sigma_squared(columns, found, layout, doubt))
+    found = minimize(loss, np.log(PRIOR), method="L-BFGS-B").x
+    z = np.abs(log_errors) / np.sqrt(log_variance(shares, spread(found), doubt))
     scale = weighted_quantile(z, weights, COVERED) / NORMAL_90 if len(z) >= MIN_ROWS else 1.0
-    scale = float(np.clip(scale, 0.6, 2.5))
-    return Spread(**{n: float(v * scale) for n, v in zip(PARTS, found, strict=True)}, layout=layout)
-
-
-def sigma_squared(shares: Column, spreads: Column, layout: float, doubt: Num = 1.0) -> Column:
-    """Variance of the log of a step time from shares [parts, N] and spreads [parts]."""
-    variance: Column = layout**2 + doubt * np.sum((shares * spreads[:, None]) ** 2, axis=0)
-    return variance
+    return spread(found, float(np.clip(scale, 0.6, 2.5)))
 
 
 def weighted_quantile(values: Column, weights: Column, q: float) -> float:

@@ -206,11 +206,9 @@ def _screen(plan: Plan, result: Ranked, where: Setting, quiet: bool) -> list[scr
 def _simulated(where: Setting, layout: Layout) -> Simulated | None:
     """The winner's pipeline, event by event."""
     from autoparallel.cost.simulated import simulated
-    from autoparallel.layout import knobs
 
-    request = where.request
-    one = knobs([layout], [request.num_gpus], [request.global_batch_size])
-    return simulated(where.case(one)) if layout.pipeline_model_parallel_size > 1 else None
+    one = where.case(where.row(layout))
+    return simulated(one) if layout.pipeline_model_parallel_size > 1 else None
 
 
 def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]:

@@ -170,8 +170,9 @@ def cp_s(case: Case) -> Num:
     whole = comm.swap_s(swap, group, case) * (2 + again)
     inner = comm.swap_s(swap, comm.group(case, near, k.tp), case) * (2 + again)
     outer = comm.group(case, k.cp / near, k.tp * near)
-    ring = ring_shown_s(case, comm.ring_s(kv, group, case))
-    across = ring_shown_s(case, comm.ring_s(kv / near, outer, case))
+    attention = attention_core_s(case)
+    ring = ring_shown_s(case, comm.ring_s(kv, group, case), attention)
+    across = ring_shown_s(case, comm.ring_s(kv / near, outer, case), attention)
     return by_type(case, [ring, gathered, whole, inner + across])
 
 
@@ -180,9 +181,9 @@ def attention_again(case: Case) -> Num:
     return np.maximum(recomputed_share(case), case.knobs.module("core_attn"))
 
 
-def ring_shown_s(case: Case, once: Num) -> Num:
+def ring_shown_s(case: Case, once: Num, attention: tuple[Num, Num]) -> Num:
     """What attention does not hide of a ring that takes `once` forward and twice that backward."""
-    attention, share = attention_core_s(case), case.constants.cp_exposed
+    share = case.constants.cp_exposed
     forward = shown_s(share, once, attention[0])
     return forward * (1 + attention_again(case)) + shown_s(share, 2 * once, attention[1])
 

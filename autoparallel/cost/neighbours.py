@@ -25,8 +25,7 @@ def _slower(case: Case) -> Num:
     sizes, own_sizes = _distinct(where[:, :split])
     choices, own_choices = _distinct(where[:, split:])
     factors = case.nearby.factors(sizes, choices)
-    found: Num = factors[own_sizes, own_choices]
-    return found if len(where) > 1 else float(factors[0, 0])
+    return _num(factors[own_sizes, own_choices])
 
 
 def _distinct(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -37,7 +36,12 @@ def _distinct(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 
 def doubt(case: Case) -> Num:
     """Share of a prediction's variance that measured runs near the layout leave; 1 without any."""
-    return 1.0 if case.nearby is None else case.nearby.doubt(places(case))
+    return 1.0 if case.nearby is None else _num(case.nearby.doubt(places(case)))
+
+
+def _num(column: NDArray[np.float64]) -> Num:
+    """A column, or the number of a single row."""
+    return column if len(column) > 1 else float(column[0])
 
 
 def places(case: Case) -> NDArray[np.float64]:

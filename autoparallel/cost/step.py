@@ -6,6 +6,7 @@ Every part is kept, and the parts sum to the step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -74,12 +75,15 @@ def interval_s(step: StepTime, spread: Spread, doubt: Num = 1.0) -> tuple[Num, N
 
     `doubt` is the share of that variance which measured runs nearby leave.
     """
-    shares = part_shares(step)
-    variance = spread.layout**2 + doubt * sum(
-        (share * getattr(spread, name)) ** 2 for name, share in shares.items()
-    )
-    factor = np.exp(NORMAL_90 * np.sqrt(variance))
+    factor = np.exp(NORMAL_90 * np.sqrt(log_variance(part_shares(step), spread, doubt)))
     return step.iteration_s / factor, step.iteration_s * factor
+
+
+def log_variance(shares: Mapping[str, Num], spread: Spread, doubt: Num) -> Num:
+    """Variance of the log of a step time whose parts have `shares` of it."""
+    parts = sum((share * getattr(spread, name)) ** 2 for name, share in shares.items())
+    found: Num = spread.layout**2 + doubt * parts
+    return found
 
 
 def gradient_exposed(case: Case) -> Num:

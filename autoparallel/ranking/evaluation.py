@@ -89,11 +89,13 @@ class Setting:
             nearby=self.calibration.nearby,
         )
 
+    def row(self, layout: Layout) -> Knobs:
+        """A layout of this job, as columns of one row."""
+        return knobs([layout], [self.request.num_gpus], [self.request.global_batch_size])
+
     def nearby_factor(self, layout: Layout) -> float:
         """What measured runs near a layout multiply its step by; 1 without any."""
-        request = self.request
-        one = knobs([layout], [request.num_gpus], [request.global_batch_size])
-        return float(np.ravel(slower(self.case(one)))[0])
+        return float(slower(self.case(self.row(layout))))
 
     def _peaks(self, knobs: Knobs) -> Num:
         """Peak of the linear layers in each row's precision."""

@@ -93,8 +93,7 @@ class TrainingToday:
     def standing(self, layout: str, changes: Numbers) -> Standing:
         """What `layout` is worth with some of the numbers changed."""
         where = changed(self.where, changes) if changes else self.where
-        request, one = where.request, Layout.parse(layout)
-        row = knobs([one], [request.num_gpus], [request.global_batch_size])
+        row = where.row(Layout.parse(layout))
         if broken := illegal_reasons(where, row):
             return Standing(legal=False, reasons=tuple(f"{r.rule}: {r.message}" for r in broken))
         scores = cost_model(where)(row)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoparallel.cost.case import Case
 from autoparallel.errors import NothingFitsError, one_line
-from autoparallel.layout import Layout, knobs
+from autoparallel.layout import Layout
 from autoparallel.plan import Plan, PlanEntry, load_plan
 from autoparallel.provenance import provenance
 from autoparallel.ranking import Setting, setting
@@ -41,8 +41,7 @@ class TrainingRun:
 
     def case(self, layout: Layout) -> Case:
         """A layout as a case of one row."""
-        request = self.request
-        return self.where.case(knobs([layout], [request.num_gpus], [request.global_batch_size]))
+        return self.where.case(self.where.row(layout))
 
     @property
     def is_current(self) -> bool:

@@ -123,16 +123,18 @@ def test_a_pinned_runner_up_keeps_its_lead_at_the_pin():
     assert verdict(of=held).passed
 
 
-def test_changed_code_is_named_when_no_number_explains():
+@pytest.mark.parametrize("name", ["code.cost", "code.nearby", "profile.nearby"])
+def test_changed_code_is_named_when_no_number_explains(name):
     pinned = {**lock().pinned.predicted, "iteration_s": lock().pinned.predicted["iteration_s"] / 2}
     old = replace(
         lock(),
         pinned=replace(lock().pinned, predicted=pinned),
-        digests={**lock().digests, "code.cost": "0"},
+        digests={**lock().digests, name: "0"},
     )
+    assert name in lock().digests
     found = verdict(of=old)
     assert failed(found) == ["iteration_s"]
-    assert "changed since the pin: code.cost" in found.causes[-1].message
+    assert f"changed since the pin: {name}" in found.causes[-1].message
 
 
 def test_a_constant_is_found_among_many():
