@@ -127,6 +127,15 @@ def estimate(request: TrainingRequest, layout: Layout, *, among: Ranked | None =
     return Estimate(entry=entry, legal=True, place=_place(request, where, scores, among))
 
 
+def written(text: str, request: TrainingRequest) -> Layout:
+    """A layout as somebody writes it for a job: in the job's precision unless it names another.
+
+    Raises:
+        ConfigError: an unknown, repeated or malformed word.
+    """
+    return Layout.parse(text, precision=request.precision)
+
+
 def same_framework(request: TrainingRequest, layout: Layout) -> tuple[TrainingRequest, Layout]:
     """Both under one framework: the layout's when it names one, else the request's."""
     if layout.framework == Layout().framework:

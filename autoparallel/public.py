@@ -44,8 +44,9 @@ def estimate(layout: Layout | str, *, model: str | Path, gpus: int, **flags: Any
     Raises:
         ConfigError: anything unknown, out of range or contradictory.
     """
-    asked = Layout.parse(layout) if isinstance(layout, str) else layout
-    return planning.estimate(_request(model, gpus, flags), asked)
+    request = _request(model, gpus, flags)
+    asked = planning.written(layout, request) if isinstance(layout, str) else layout
+    return planning.estimate(request, asked)
 
 
 def infer(

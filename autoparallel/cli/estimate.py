@@ -41,13 +41,12 @@ def estimate_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Say whether one layout is legal and fits, and how fast it is."""
-    from autoparallel.layout import Layout
+    from autoparallel.planning import written
 
     positional, overrides = common.split_words(words)
     if bool(positional) == bool(layout):
         problem = "given twice" if layout else "missing"
         raise ConfigError(f"layout: {problem}; write it once, such as 'tp8 pp8 mbs1 sp zero1'")
-    asked = Layout.parse(positional or layout)
     request = common.request_from(
         {
             "model": model,
@@ -67,7 +66,7 @@ def estimate_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    _answer(request, asked, as_json=json, quiet=quiet)
+    _answer(request, written(positional or layout, request), as_json=json, quiet=quiet)
 
 
 def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: bool) -> None:

@@ -232,10 +232,9 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
 def _baseline(request: TrainingRequest, result: Ranked) -> Estimate | None:
     if not request.baseline:
         return None
-    from autoparallel.layout import Layout
-    from autoparallel.planning import estimate
+    from autoparallel.planning import estimate, written
 
-    return estimate(request, Layout.parse(request.baseline), among=result)
+    return estimate(request, written(request.baseline, request), among=result)
 
 
 def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:

@@ -71,8 +71,12 @@ class Layout:
         return " ".join(word for write, _ in GRAMMAR.values() for word in write(self))
 
     @classmethod
-    def parse(cls, text: str) -> Layout:
+    def parse(cls, text: str, **unwritten: Any) -> Layout:
         """Read a layout.
+
+        Args:
+            text: Its words.
+            unwritten: What a field is whose word is not there, in place of its default.
 
         Raises:
             ConfigError: an unknown, repeated or malformed word.
@@ -92,7 +96,7 @@ class Layout:
             values |= read
         if values.get("virtual_pipeline_model_parallel_size", 1) > 1:
             values.setdefault("schedule", "interleaved")
-        return cls(**values)
+        return cls(**{**unwritten, **values})
 
 
 def _word_name(word: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 from autoparallel import files
 from autoparallel.errors import bad_value
 from autoparallel.layout import Layout
+from autoparallel.planning import written
 from autoparallel.reporting.megatron_fields import JOB, KNOWN, layout_of
 from autoparallel.request import TrainingRequest
 
@@ -67,7 +68,7 @@ def given(text: str, request: TrainingRequest) -> Given:
     if "\0" in text or not _is_file(path):
         if path.suffix in _SUFFIXES:
             raise bad_value("--baseline", text, "is not an existing file", "or write a layout")
-        return Given(layout=Layout.parse(text), source=text)
+        return Given(layout=written(text, request), source=text)
     found, iteration_s = _read(path)
     if not any(name in found for name in KNOWN):
         rule = "names none of Megatron-LM's parallel arguments"

@@ -14,6 +14,7 @@ from autoparallel.catalog_schema import MODEL_RULES, TRAINING_RULES, check_model
 from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.files import write_text
 from autoparallel.hardware import Cluster, Gpu, Link
+from autoparallel.layout import PRECISIONS
 from autoparallel.model import Model, Training
 from autoparallel.strict_yaml import PlainDumper, Rule, read_fields, read_yaml, refuse_code
 
@@ -201,9 +202,9 @@ def _check_precision(precision: str, gpu: Gpu) -> None:
     peak = precision.split("-")[0]
     if peak in gpu.peak_flops_per_s or (peak == "mxfp8" and "fp8" in gpu.peak_flops_per_s):
         return
-    known = gpu.peak_flops_per_s
+    known = [name for name in gpu.peak_flops_per_s if name in PRECISIONS]
     rule = f"is not what {gpu.name} computes in (it has {', '.join(known)})"
-    raise bad_value("precision", precision, rule, f"take --precision {next(iter(known))}")
+    raise bad_value("precision", precision, rule, f"take --precision {known[0]}")
 
 
 def plain(value: Any) -> Any:

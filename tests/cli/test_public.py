@@ -100,6 +100,15 @@ def test_a_layouts_own_framework_is_the_one_it_is_estimated_under():
     assert by_word.entry.layout.framework == "fsdp2"
 
 
+def test_a_layout_written_without_a_precision_runs_in_the_jobs():
+    half = {**TINY, "precision": "fp16"}
+    by_flag = autoparallel.estimate("tp1 pp1 mbs1 zero1", **half)
+    assert by_flag == autoparallel.estimate("tp1 pp1 mbs1 zero1 prec=fp16", **half)
+    assert by_flag.entry.layout.precision == "fp16"
+    other = autoparallel.estimate("tp1 pp1 mbs1 zero1 prec=bf16", **half)
+    assert other.entry.layout.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
