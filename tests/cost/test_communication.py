@@ -219,13 +219,15 @@ def test_a_transfer_needs_a_pipeline() -> None:
     assert np.all(comm.point_to_point_s(2e8, of)[1:] > seconds[1:])
 
 
-def test_neighbours_in_a_node_are_nearer() -> None:
-    of = case(["tp1 pp64 mbs1", "tp8 pp8 mbs1"])
-    near, far = comm.point_to_point_s(1e9, of)
-    assert near < far
-    faster = comm.point_to_point_s(1e9, with_machine(of, inter_bytes_per_s=2.0))
-    assert faster[0] == near
-    assert faster[1] < far
+@pytest.mark.parametrize("label", ["tp1 pp64 mbs1", "tp4 pp16 mbs1", "tp8 pp8 mbs1", "tp1 pp2 mbs1"])
+def test_a_pipeline_over_several_nodes_keeps_the_pace_of_the_hop_between_them(label: str) -> None:
+    of = case([label])
+    faster = with_machine(of, inter_bytes_per_s=2.0)
+    assert comm.point_to_point_s(1e9, faster) < 0.6 * comm.point_to_point_s(1e9, of)
+    one_node = with_machine(of, domain_gpus=NUM_GPUS / 8)
+    near = comm.point_to_point_s(1e9, one_node)
+    assert near < comm.point_to_point_s(1e9, of)
+    assert comm.point_to_point_s(1e9, with_machine(one_node, inter_bytes_per_s=2.0)) == near
 
 
 def routed(of: Case, copies: float) -> Case:
@@ -324,7 +326,7 @@ def test_few_ranks_without_switches_wait_for_few_links() -> None:
         assert np.all(pair > 4 * np.asarray(op(size, 2.0, 1.0)))
         np.testing.assert_allclose(whole, op(size, 8.0, 1.0))
     assert np.all(np.asarray(ring(size, 8.0, 1.0, direct)) > 4 * np.asarray(ring(size, 8.0, 1.0)))
-    near = case(["tp1 pp64 mbs1"])
+    near = with_machine(case(["tp1 pp64 mbs1"]), domain_gpus=NUM_GPUS / 8)
     assert comm.point_to_point_s(1e9, pairwise(near)) > 4 * comm.point_to_point_s(1e9, near)
 
 
