@@ -84,7 +84,7 @@ class Constants:
     pp_exposed: Num = constant(0.3, 0.02, 1.0, "share of pipeline point-to-point time exposed")
     bubble: Num = constant(0.95, 0.6, 1.2, "pipeline bubble over the ideal schedule's")
     straggling: Num = constant(
-        0.003, 0.0003, 0.03, "wait for the slowest replica over the step, per doubling of replicas"
+        0.010, 0.0003, 0.03, "wait for the slowest node over the step, per doubling of nodes"
     )
     expert_ramp_waves: Num = constant(
         1.0, 0.02, 12.0, "the same as gemm_ramp_waves for one expert's products in a grouped GEMM"
