@@ -13,14 +13,18 @@ from autoparallel.calibration.fit import Fit
 from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out
 from autoparallel.calibration.memory import FITTED, fit_families, lent
-from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
+from autoparallel.calibration.memory_rows import (
+    memory_code,
+    memory_data,
+    memory_family,
+    with_noted_reserved,
+)
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
 from autoparallel.calibration.training import (
     LeftOut,
     Rows,
     calibrate,
     errors_of,
-    framework_part,
     rows_of,
     timed_rows,
 )
@@ -124,15 +128,6 @@ def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
 
 
 # --- memory --------------------------------------------------------------------------------------
-
-
-FILLED_AS: Mapping[str, str] = {"nanotron-slow-nodes": "nanotron"}
-"""Families that differ from another's in time alone: the code, and so the memory, is the same."""
-
-
-def memory_code(family: str) -> str:
-    """The framework part of the family whose runs give `family` its memory constants."""
-    return FILLED_AS.get(framework_part(family), framework_part(family))
 
 
 def with_memory(
