@@ -113,8 +113,14 @@ def _profile(rows: Rows, found: Calibration, fit: Fit, memory_measured: frozense
         calibration=found,
         groups=tuple(groups),
         intervals=intervals(fit),
-        memory_measured=FITTED if found.family in memory_measured else (),
+        memory_measured=moved(found.memory) if found.family in memory_measured else (),
     )
+
+
+def moved(found: MemoryConstants) -> tuple[str, ...]:
+    """The memory constants that runs moved from their prior; of the others they say nothing."""
+    prior = MemoryConstants()
+    return tuple(n for n in FITTED if not np.isclose(getattr(found, n), getattr(prior, n)))
 
 
 def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
