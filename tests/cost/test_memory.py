@@ -430,6 +430,14 @@ def test_streams_hold_full_length_tensors_up_to_their_limit_and_give_them_back()
     assert chances[0] == chances[1]
 
 
+def test_a_row_holds_by_its_own_framework() -> None:
+    waits = np.array([0.0, 1.0])
+    a_case = case("tp8 pp1 mbs1 sp zero1", gather_buffers=0.0)
+    a_case = replace(a_case, traits=replace(a_case.traits, streams_hold=waits))
+    nothing, much = memory(a_case).held_bytes
+    assert nothing == 0 < much
+
+
 def test_forwards_in_a_row_hold_their_outputs_though_inputs_have_a_buffer() -> None:
     held = [
         float(np.ravel(holding(f"tp8 pp{p} mbs1 sp zero1", gpus=256).held_bytes)[0])
