@@ -187,7 +187,8 @@ def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
 def _era_traits(values: Mapping[str, object], where: str) -> dict[str, dict[str, float]]:
     """Family -> trait -> value."""
     block, place = submapping(values, "era_traits", where), f"{where}.era_traits"
-    families = {*submapping(values, "eras", where).values(), values.get("slow_nodes")}
+    slow = str(values.get("slow_nodes", ""))
+    families = {*submapping(values, "eras", where).values(), slow} - {""}
     found = {}
     for family in block:
         if family not in families:

@@ -109,6 +109,8 @@ def test_a_folder_of_one_s_own_goes_in_front(tmp_path: Path) -> None:
         ("constants: megatron\ndefaults: {zero_stage: [1]}\n", "zero_stage"),
         ("constants: megatron\naliases: one\n", "aliases"),
         ("constants: 4\n", "constants"),
+        ("constants: nemo\nslow_nodes: [a]\nera_traits: {a: {dropout: 1}}\n", "slow_nodes"),
+        ("constants: nemo\nera_traits: {'': {dropout: 1}}\n", "era_traits"),
         ("constants: megatron\ntraits: {master_bytes: -1}\n", "master_bytes"),
         ("aliases: [x]\n", "constants"),
         ("name: other\nconstants: megatron\n", "name"),
