@@ -123,8 +123,9 @@ class MemoryConstants:
         0.0, 0.0, 6.0, "tensors of the residual stream a layer keeps beyond those the code shows"
     )
     held_tensors: Num = constant(
-        0.0, 0.0, 80.0, "full-length tensors that communication streams hold at most"
+        40.0, 0.0, 80.0, "full-length tensors that communication streams hold at most, if they do"
     )
+    """Assumed: CUDA queues 1,024 launches, some 50 a layer, and two tensors a layer."""
     logits_copies: Num = constant(
         1.0, 0.4, 2.5, "fp32 copies of the logits over what the framework's code shows"
     )

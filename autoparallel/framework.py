@@ -55,6 +55,8 @@ class Traits:
         keeps_gathered: 1 where sequence-parallel layers keep their gathered inputs for the backward
             pass instead of gathering them again.
         gather_buffers: Full-length inputs of sequence-parallel GEMMs kept for the whole run.
+        streams_hold: 1 where tensors go to communication streams that the host does not wait for,
+            so that what is freed comes back late.
         forwards_tokens: 1 where a token goes once to every node that has experts for it and is
             spread there (DeepEP, HybridEP), 0 where a copy goes to every one of its experts.
     """
@@ -82,6 +84,7 @@ class Traits:
     packed_qkv: Num = 0.0
     keeps_gathered: Num = 0.0
     gather_buffers: Num = 1.0
+    streams_hold: Num = 0.0
     forwards_tokens: Num = 0.0
 
 
@@ -98,7 +101,8 @@ class Framework:
         constants: Which calibrated family in `profiles/` its constants come from.
         eras: Families of older software, by the beginning of the release that a measured row
             states.
-        era_traits: What else is different in such a family: family -> trait -> value.
+        era_traits: What else is different in such a family, or in `slow_nodes`: family -> trait ->
+            value.
         legal: For each restricted knob the values it may take, by layout field.
         defaults: What a measured row or a layout that does not say uses, by layout field.
         stage_split: How layers are split over a pipeline: `even`, or `by_cost` (nanotron).
@@ -130,10 +134,12 @@ class Framework:
                 return family
         return self.constants
 
-    def traits_of(self, family: str) -> Traits:
-        """The traits of one of its calibrated families."""
-        changed = self.era_traits.get(family)
-        return replace(self.traits, **changed) if changed else self.traits
+    def traits_of(self, *families: str) -> Traits:
+        """The traits of its calibrated families: what a release changes, then what nodes change."""
+        traits = self.traits
+        for family in families:
+            traits = replace(traits, **self.era_traits.get(family, {}))
+        return traits
 
 
 @cache
@@ -181,11 +187,13 @@ def _eras(values: Mapping[str, object], where: str) -> dict[str, str]:
 def _era_traits(values: Mapping[str, object], where: str) -> dict[str, dict[str, float]]:
     """Family -> trait -> value."""
     block, place = submapping(values, "era_traits", where), f"{where}.era_traits"
-    families = set(submapping(values, "eras", where).values())
+    slow = str(values.get("slow_nodes", ""))
+    families = {*submapping(values, "eras", where).values(), slow} - {""}
     found = {}
     for family in block:
         if family not in families:
-            raise catalog_error(place, family, "is no family of its eras", "add it to eras")
+            rule = "is no family of its eras and not its slow_nodes"
+            raise catalog_error(place, family, rule, "add it to eras")
         traits = submapping(block, family, place)
         found[family] = read_fields(traits, _TRAITS, required=(), where=f"{place}.{family}")
     return found

@@ -84,7 +84,7 @@ OF_ITS_OWN = ("nanotron", "nanotron-early", "nanotron-slow-nodes")
 """Families that no fit to everything speaks for: their host time is unlike the others'."""
 EVERYTHING = "all"
 """The profile fitted to everything measured but those."""
-OF_ONE_CODE_BASE = ("extra_gradient_bytes", "residual_copies", "held_tensors")
+OF_ONE_CODE_BASE = ("extra_gradient_bytes", "residual_copies")
 """Memory constants that say nothing of a relative's code."""
 _NOTES = ("family", "fitted", "source", "rows", "groups", "versions")
 _KEYS = (*_NOTES, "constants", "memory", "spread", "nearby")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,12 +119,22 @@ def with_noted_reserved(readings: Sequence[Reading]) -> list[Reading]:
     return [*readings, *extra]
 
 
-def memory_family(reading: Reading) -> str:
-    """Which memory constants a row is scored with: its software, whatever the GPU.
+FILLED_AS: Mapping[str, str] = {"nanotron-early": "nanotron"}
+"""Families that differ from another's in time alone, or in traits: its memory constants hold."""
 
-    What a rank keeps is decided by the code that runs.
+
+def memory_code(family: str) -> str:
+    """The framework part of the family whose runs give `family` its memory constants."""
+    kind = family.rpartition("-")[0]
+    return FILLED_AS.get(kind, kind)
+
+
+def memory_family(reading: Reading) -> str:
+    """Which memory constants a row is scored with: its software's and nodes', whatever the GPU.
+
+    What a rank keeps is decided by the code that runs; what its streams hold, by the nodes too.
     """
-    return reading.software
+    return memory_code(reading.family)
 
 
 # --- prediction ---------------------------------------------------------------------------------

@@ -13,14 +13,18 @@ from autoparallel.calibration.fit import Fit
 from autoparallel.calibration.identify import why_held
 from autoparallel.calibration.left_out import left_out
 from autoparallel.calibration.memory import FITTED, fit_families, lent
-from autoparallel.calibration.memory_rows import memory_data, memory_family, with_noted_reserved
+from autoparallel.calibration.memory_rows import (
+    memory_code,
+    memory_data,
+    memory_family,
+    with_noted_reserved,
+)
 from autoparallel.calibration.profile_file import Profile, rounded, write_profile
 from autoparallel.calibration.training import (
     LeftOut,
     Rows,
     calibrate,
     errors_of,
-    framework_part,
     rows_of,
     timed_rows,
 )
@@ -109,8 +113,14 @@ def _profile(rows: Rows, found: Calibration, fit: Fit, memory_measured: frozense
         calibration=found,
         groups=tuple(groups),
         intervals=intervals(fit),
-        memory_measured=FITTED if found.family in memory_measured else (),
+        memory_measured=moved(found.memory) if found.family in memory_measured else (),
     )
+
+
+def moved(found: MemoryConstants) -> tuple[str, ...]:
+    """The memory constants that runs moved from their prior; of the others they say nothing."""
+    prior = MemoryConstants()
+    return tuple(n for n in FITTED if not np.isclose(getattr(found, n), getattr(prior, n)))
 
 
 def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
@@ -124,15 +134,6 @@ def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
 
 
 # --- memory --------------------------------------------------------------------------------------
-
-
-FILLED_AS: Mapping[str, str] = {"nanotron-slow-nodes": "nanotron"}
-"""Families that differ from another's in time alone: the code, and so the memory, is the same."""
-
-
-def memory_code(family: str) -> str:
-    """The framework part of the family whose runs give `family` its memory constants."""
-    return FILLED_AS.get(framework_part(family), framework_part(family))
 
 
 def with_memory(

@@ -113,7 +113,7 @@ def peak(case: Case) -> Peak:
     states, working = _states(case), _working(case)
     needed = [s.needed_bytes + w.needed_bytes for s, w in zip(states, working, strict=True)]
     context = states[0].context_bytes
-    if not np.any(case.memory.held_tensors):
+    if not np.any(case.traits.streams_hold):
         most = np.maximum(np.maximum(needed[0], needed[1]), needed[2])
         return Peak(needed_bytes=most, held_bytes=0.0, late_bytes=0.0, context_bytes=context)
     held = [
@@ -355,13 +355,14 @@ def _wanted(case: Case, layers: Num, alive: Num) -> Num:
     forward passes that follow each other. The allocator asks for it back when memory runs short:
     in vain while micro-batches follow each other and every gathered input is allocated anew.
     """
-    if not np.any(case.memory.held_tensors):
+    if not np.any(case.traits.streams_hold):
         return 0.0 * alive
     k = case.knobs
     anew = np.where(np.asarray(k.micro_batches) > 1, 2.0, 1.0) * alive
     in_a_row = np.maximum(alive - 2, 0.0)
     passes = np.where(np.asarray(case.traits.gather_buffers) > 0, in_a_row, anew)
-    count = np.minimum(2 * layers / k.vpp * passes, case.memory.held_tensors)
+    most = case.memory.held_tensors * case.traits.streams_hold
+    count = np.minimum(2 * layers / k.vpp * passes, most)
     parted = np.where(np.asarray(k.sp) > 0, 1 - 1 / k.tp, 0.0)
     return count * HALF_BYTES * tokens(case) * case.model.h * parted
 

@@ -69,9 +69,12 @@ class Reading:
     @property
     def family(self) -> str:
         """Which calibrated constants it is scored with: framework family and GPU generation."""
-        slow = links_share(self.run, self.cluster) < 1
-        kind = (self.framework.slow_nodes if slow else "") or self.software
-        return f"{kind}-{self.cluster.gpu.generation}"
+        return f"{self.nodes or self.software}-{self.cluster.gpu.generation}"
+
+    @property
+    def nodes(self) -> str:
+        """The family of its framework on nodes like these; empty where nodes are healthy."""
+        return self.framework.slow_nodes if links_share(self.run, self.cluster) < 1 else ""
 
 
 def links_share(run: MeasuredRun, cluster: Cluster) -> float:
@@ -135,7 +138,7 @@ def case(readings: Sequence[Reading], constants: Constants) -> Case:
             [x.num_gpus for x in runs],
             [x.global_batch_size for x in runs],
         ),
-        traits=stack([row_traits(r.run, r.framework) for r in readings]),
+        traits=stack([row_traits(r.run, r.framework, r.nodes) for r in readings]),
         constants=constants,
         operators=tuple(operators_for(name, generation, folder) for name, generation in gpus),
         gpu_index=np.array([names.index(r.cluster.gpu.name) for r in readings], dtype=np.float64),
@@ -361,9 +364,9 @@ def _row_machine(reading: Reading) -> Machine:
     return base
 
 
-def row_traits(run: MeasuredRun, framework: Framework) -> Traits:
-    """The framework's traits with what the row says of its kernels."""
-    traits = framework.traits_of(software(run, framework))
+def row_traits(run: MeasuredRun, framework: Framework, nodes: str = "") -> Traits:
+    """The framework's traits, on `nodes` of a family, with what the row says of its kernels."""
+    traits = framework.traits_of(software(run, framework), nodes)
     changes: dict[str, float] = {
         "flash_attention": 0.0 if words.bare(run.attention) in words.UNFUSED else 1.0,
     }

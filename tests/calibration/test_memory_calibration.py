@@ -9,7 +9,13 @@ import pytest
 
 from autoparallel.calibration.memory import FITTED, fit_families, fit_memory, lender, lent
 from autoparallel.calibration.memory_left_out import left_out
-from autoparallel.calibration.memory_rows import forecast, memory_data, predicted
+from autoparallel.calibration.memory_rows import (
+    forecast,
+    memory_data,
+    memory_family,
+    predicted,
+)
+from autoparallel.calibration.run import moved
 from autoparallel.constants import MemoryConstants
 from autoparallel.measured.cases import read
 from autoparallel.measured.rows import MeasuredRun
@@ -69,6 +75,28 @@ def test_what_few_code_bases_hold_is_not_fitted_from_few_peaks():
     found = fit_memory(made(), MemoryConstants())
     assert "held_tensors" in FITTED
     assert found.held_tensors == MemoryConstants().held_tensors
+
+
+def test_what_no_run_shows_of_memory_is_assumed():
+    found = fit_memory(made(), MemoryConstants())
+    assert "fragmentation" in moved(found)
+    assert "held_tensors" not in moved(found)
+    assert moved(MemoryConstants()) == ()
+
+
+def test_what_streams_hold_is_told_by_nodes_and_not_by_releases():
+    run = replace(RUN, framework="nanotron", sequence_parallel=True)
+    slow = replace(run, measured_allreduce_busbw_intra_gbps=425.0)
+    for notes in ("", "after_pp_fix=False"):
+        families = [memory_family(read(replace(r, notes=notes))) for r in (run, slow)]
+        assert families == ["nanotron", "nanotron-slow-nodes"]
+
+
+def test_a_relative_lends_what_streams_hold_but_not_copies_of_its_own():
+    own = replace(TRUE, held_tensors=50.0, extra_gradient_bytes=2.0)
+    found = lent("nanotron-slow-nodes", {"nanotron": own})
+    assert found.held_tensors == 50
+    assert found.extra_gradient_bytes == found.residual_copies == 0
 
 
 def test_labels_alone_tell_the_deviation():

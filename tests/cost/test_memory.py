@@ -410,7 +410,7 @@ def test_half_precision_gradients_count_where_activations_are_small() -> None:
 
 
 def holding(layout: str, gpus: int = 64, batch: int = 256, **traits: float) -> Memory:
-    a_case = case(layout, gpus=gpus, batch=batch, **traits)
+    a_case = case(layout, gpus=gpus, batch=batch, **{"streams_hold": 1.0} | traits)
     return memory(replace(a_case, memory=MemoryConstants(held_tensors=40.0)))
 
 
@@ -420,12 +420,22 @@ def test_streams_hold_full_length_tensors_up_to_their_limit_and_give_them_back()
     assert float(np.ravel(found.held_bytes)[0]) == pytest.approx(40 * tensor)
     assert float(np.ravel(holding("tp8 pp1 mbs1 sp zero1").held_bytes)[0]) == 0
     assert float(np.ravel(holding("tp8 pp1 mbs1 zero1", gather_buffers=0.0).held_bytes)[0]) == 0
+    waited = holding("tp8 pp1 mbs1 sp zero1", gather_buffers=0.0, streams_hold=0.0)
+    assert float(np.ravel(waited.held_bytes)[0]) == 0
     full = holding("tp8 pp1 mbs16 sp zero1", gather_buffers=0.0)
     assert float(np.ravel(full.held_bytes)[0]) == 0
     assert float(np.ravel(full.total_bytes)[0]) > 0.85 * MACHINE.memory_bytes
     alone = replace(found, held_bytes=0.0)
     chances = [fits_probability(m, 12 * GIB, MemoryConstants()) for m in (found, alone)]
     assert chances[0] == chances[1]
+
+
+def test_a_row_holds_by_its_own_framework() -> None:
+    waits = np.array([0.0, 1.0])
+    a_case = case("tp8 pp1 mbs1 sp zero1", gather_buffers=0.0)
+    a_case = replace(a_case, traits=replace(a_case.traits, streams_hold=waits))
+    nothing, much = memory(a_case).held_bytes
+    assert nothing == 0 < much
 
 
 def test_forwards_in_a_row_hold_their_outputs_though_inputs_have_a_buffer() -> None:
@@ -488,7 +498,7 @@ def test_layer_of_deepseek_v3_by_tensor() -> None:
 def test_the_peak_is_the_memory_of_the_fullest_stage(
     layout: str, held: float, buffers: float
 ) -> None:
-    a_case = case(layout, gather_buffers=buffers)
+    a_case = case(layout, gather_buffers=buffers, streams_hold=1.0)
     a_case = replace(a_case, memory=MemoryConstants(held_tensors=held))
     used, found = memory(a_case), peak(a_case)
     for f in fields(found):
@@ -502,7 +512,8 @@ def test_what_streams_hold_is_late_only_between_micro_batches_without_buffers() 
     """Runs of one micro-batch fit that fail with two: what was gathered does not come back."""
 
     def late(gpus: int, buffers: float) -> float:
-        a_case = case("tp4 pp1 mbs1 sp zero0", gpus=gpus, batch=16, gather_buffers=buffers)
+        traits = {"gather_buffers": buffers, "streams_hold": 1.0}
+        a_case = case("tp4 pp1 mbs1 sp zero0", gpus=gpus, batch=16, **traits)
         a_case = replace(a_case, memory=MemoryConstants(held_tensors=40.0))
         return float(np.ravel(memory(a_case).late_bytes)[0])
 
@@ -512,7 +523,8 @@ def test_what_streams_hold_is_late_only_between_micro_batches_without_buffers() 
 
 
 def test_what_is_late_is_no_part_of_the_total_but_of_what_must_fit() -> None:
-    a_case = case("tp4 pp1 mbs1 sp zero0", gpus=32, batch=16, gather_buffers=0.0)
+    traits = {"gather_buffers": 0.0, "streams_hold": 1.0}
+    a_case = case("tp4 pp1 mbs1 sp zero0", gpus=32, batch=16, **traits)
     constants = MemoryConstants(held_tensors=40.0)
     used = memory(replace(a_case, memory=constants))
     parts = [np.asarray(getattr(used, name)) for name in PARTS]

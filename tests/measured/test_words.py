@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from autoparallel import catalog
+from autoparallel.constants import Constants
 from autoparallel.errors import ConfigError
 from autoparallel.framework import framework_of
 from autoparallel.layout import PRECISIONS, RECOMPUTE_MODULES, SCHEDULES
 from autoparallel.measured import words
-from autoparallel.measured.cases import cluster_of_gpu, read, row_traits
+from autoparallel.measured.cases import case, cluster_of_gpu, read, row_traits
 from autoparallel.measured.rows import MeasuredRun
 
 RUN = MeasuredRun(
@@ -148,5 +149,15 @@ def test_torchtitan_compiles_its_loss_since_2025(source: str, compiled: bool) ->
 def test_older_software_has_traits_of_its_own() -> None:
     run = replace(RUN, framework="nanotron", notes="after_pp_fix=False")
     record = framework_of("nanotron")[0]
-    assert row_traits(run, record).gather_buffers == 0
-    assert row_traits(replace(run, notes=""), record).gather_buffers == 2
+    assert row_traits(run, record).fp32_logits_copies == 1
+    assert row_traits(replace(run, notes=""), record).fp32_logits_copies == 2
+
+
+@pytest.mark.parametrize(("intra", "buffers"), [(None, 0), (457.0, 0), (425.0, 2)])
+@pytest.mark.parametrize("notes", ["", "after_pp_fix=False"])
+def test_gathered_inputs_have_a_buffer_on_slow_nodes_alone(intra, buffers, notes) -> None:
+    run = replace(RUN, framework="nanotron", gpu="h100-sxm-80gb", notes=notes)
+    run = replace(run, measured_allreduce_busbw_intra_gbps=intra)
+    traits = case([read(run)], Constants()).traits
+    assert traits.gather_buffers == buffers
+    assert traits.fp32_logits_copies == (1 if notes else 2)
