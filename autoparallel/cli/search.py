@@ -220,9 +220,12 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
     found = better_with_fewer(request, seconds, solved)
     if found is None:
         return []
-    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
+    spare = request.num_gpus - found.num_gpus
+    kept = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
+    if spare % request.cluster.gpus_per_node:
+        kept = f"{spare:,} GPUs"
     text = (
-        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {nodes} spare: "
+        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {kept} spare: "
         f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
     )
     text += f" ({found.gain:.0%} less)." if found.gain is not None else "."
@@ -246,7 +249,7 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     request = where.request
     fewer = [screen.plain(line) for line in _fewer(request, None)]
     if result.nearest_miss is None:
-        batches = [] if fewer else _other_batch(plan, where)
+        batches = _other_batch(plan, where)
         return "\n  ".join([_nothing_legal(plan, where), *fewer, *batches])
     lines = _shortfall(plan, where, result.nearest_miss)
     found = [line for r in first_working(remedies(request), solved) for line in _remedy(r)]

@@ -402,6 +402,10 @@ def test_where_the_gpus_divide_badly_fewer_are_named(run):
     code, _, err = run("search", "--model", "gpt-175b", "--nodes", "125", "--json")
     assert code == 3
     assert "1,000 GPUs: use 960 and keep 5 nodes spare: tp" in err
+    assert "would fit: --global-batch-size 1500" in err
+    code, _, err = run("search", "--model", "llama-3.1-8b", "--gpus", "100")
+    assert code == 3
+    assert "100 GPUs: use 96 and keep 4 GPUs spare: tp" in err
 
 
 def test_all_frameworks_give_the_plan_of_the_fastest(run):
