@@ -35,6 +35,21 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+THOUSANDS = "kmbt"
+"""Suffixes of a count, each a thousand times the one before."""
+
+
+def count(text: str) -> float:
+    """A number of tokens, as `15e12` or as answers write it, `15T`."""
+    word = text.strip().lower()
+    power = THOUSANDS.find(word[-1:]) + 1 if word else 0
+    try:
+        return float(word[:-1] if power else word) * 1000.0**power
+    except ValueError:
+        rule = "is not a number, alone or with K, M, B or T behind it"
+        raise bad_value("--tokens", text, rule, "give 15e12 or 15T") from None
+
+
 OverridesArgument: TypeAlias = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")
 ]
@@ -74,7 +89,12 @@ SequenceFlag: TypeAlias = Annotated[
 ]
 TokensFlag: TypeAlias = Annotated[
     float | None,
-    typer.Option("--tokens", help="Tokens of the whole run [the model's own].", metavar="N"),
+    typer.Option(
+        "--tokens",
+        help="Tokens of the whole run, such as 15T [the model's own].",
+        metavar="N",
+        parser=count,
+    ),
 ]
 SpaceFlag: TypeAlias = Annotated[
     str | None,

@@ -115,6 +115,8 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
         screen.show(plan_view.entry_table(labels, [entry for _, entry in found]))
         for one, plan in zip(asked, plans, strict=True):
             screen.show(plan_view.nothing_of(one.framework, plan))
+        first, *others = [(one.framework, entry) for one, entry in found]
+        screen.show(plan_view.contested(first, others))
     return found[0][0]
 
 

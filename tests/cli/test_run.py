@@ -187,6 +187,7 @@ def test_a_layout_that_nothing_launches_still_has_a_plan(run, tmp_path):
     code, _, err = run(*SEARCH, "--framework", "yafsdp", "--out", tmp_path / "x")
     assert code == 0
     assert "no launch files: framework: 'yafsdp' has no exporter" in err
+    assert "automodel, deepspeed, fsdp2, megatron-core, megatron-lm have some" in err
     assert load_plan(tmp_path / "x").entries
 
 
@@ -419,3 +420,14 @@ def test_all_frameworks_give_the_plan_of_the_fastest(run):
     _, out, _ = run(*SEARCH, "--framework", "all", "--out", "here")
     assert out.splitlines()[1].split()[0] == fastest
     assert {line.split()[0] for line in out.splitlines()[1 : len(names) + 1]} == set(names)
+    high = plans[fastest]["plan"][0]["iteration_s_interval"][1]
+    near = {n for n in names if plans[n]["plan"][0]["iteration_s_interval"][0] < high} - {fastest}
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{fastest}'s range overlaps")]
+    assert {n for n in names if n in line} - {fastest} == near
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("15T", 15e12), ("0.3b", 3e8), ("2e6", 2e6)])
+def test_tokens_are_read_as_they_are_written(run, text, tokens):
+    code, out, _ = run(*SEARCH, "--tokens", text, "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["tokens"] == tokens
