@@ -23,10 +23,6 @@ EVERY_FRAMEWORK = "all"
 FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
 """What `--framework all` compares."""
 
-NodesFlag: TypeAlias = Annotated[
-    int | None,
-    typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
-]
 FrameworkFlag: TypeAlias = Annotated[
     str | None,
     typer.Option("--framework", help="Training framework, or all [megatron-core].", metavar="NAME"),
@@ -40,7 +36,7 @@ def search_verb(
     overrides: common.OverridesArgument = None,
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
-    nodes: NodesFlag = None,
+    nodes: common.NodesFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
     framework: FrameworkFlag = None,
@@ -67,7 +63,8 @@ def search_verb(
     request = common.request_from(
         {
             "model": model,
-            "num_gpus": _count(gpus, nodes),
+            "num_gpus": gpus,
+            "nodes": nodes,
             "cluster": cluster,
             "gpu": gpu,
             "framework": FRAMEWORKS[0] if every else framework,
@@ -85,8 +82,6 @@ def search_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    if nodes is not None:
-        request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
     if report and json and out is None:
         raise ConfigError("--report: --json without --out writes no file; add --out DIR")
     if every:
@@ -118,13 +113,6 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
         first, *others = [(one.framework, entry) for one, entry in found]
         screen.show(plan_view.contested(first, others))
     return found[0][0]
-
-
-def _count(gpus: int | None, nodes: int | None) -> int | None:
-    """What counts the machines: GPUs, or nodes that become GPUs once the cluster is known."""
-    if nodes is not None and gpus is not None:
-        raise ConfigError("--nodes: given beside --gpus; leave one")
-    return gpus if nodes is None else nodes
 
 
 def _answer(

@@ -394,9 +394,30 @@ def test_nodes_are_gpus_by_the_cluster(run):
     _, by_nodes, _ = run("search", *job, "--nodes", "2")
     _, by_gpus, _ = run("search", *job, "--gpus", "16")
     assert timeless(json.loads(by_nodes)) == timeless(json.loads(by_gpus))
-    code, _, err = run("search", *job, "--nodes", "2", "--gpus", "16")
-    assert code == 2
-    assert "--nodes: given beside --gpus" in err
+    layout = ("estimate", "tp2 pp1 mbs1 sp zero1", *job)
+    assert run(*layout, "--nodes", "2")[1] == run(*layout, "--gpus", "16")[1]
+    for verb in (("search", *job), layout):
+        code, _, err = run(*verb, "--nodes", "2", "--gpus", "16")
+        assert code == 2
+        assert "--nodes: given beside --gpus" in err
+
+
+def test_a_serving_plan_is_not_explained_whatever_is_written_behind_it(run):
+    job = (
+        "--model",
+        "llama-3.1-8b",
+        "--gpus",
+        "1",
+        "--input-tokens",
+        "10",
+        "--output-tokens",
+        "10",
+    )
+    assert run("infer", *job, "--out", "served")[0] == 0
+    for words in ([], ["2"], ["tp8 pp2 mbs1"]):
+        code, _, err = run("explain", "served", *words)
+        assert code == 2
+        assert "'serving' is not training" in err
 
 
 def test_where_the_gpus_divide_badly_fewer_are_named(run):
