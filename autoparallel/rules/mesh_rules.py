@@ -55,7 +55,7 @@ def _no_hierarchy(case: RuleCase) -> Bool:
 
 def _uneven(case: RuleCase) -> str:
     """`, or stages=7,8*14,7`: layers shared out, the ends lighter; nothing for too many chunks."""
-    layers, chunks = int(case.m.L), int(np.max(case.k.pp * case.k.vpp))
+    layers, chunks = int(np.max(case.m.L)), int(np.max(case.k.pp * case.k.vpp))
     least, more = divmod(layers, chunks)
     if not least:
         return ""
