@@ -314,6 +314,22 @@ HITS = [
 ]
 
 
+@pytest.mark.parametrize("chunks", ["pp5", "pp7", "pp3 vpp3", "pp23"])
+def test_stages_that_the_message_offers_are_legal(chunks):
+    bad = f"tp1 {chunks} mbs1 zero1"
+    gpus = int(chunks.split()[0][2:])
+    (found,) = [
+        v for v in explain(case([bad], gpus=gpus, batch=46 * gpus), 0) if v.rule == "layers"
+    ]
+    offered = found.message.rpartition(", or write ")[2]
+    assert not broken(f"{bad} {offered}", gpus=gpus, batch=46 * gpus) & {"stage_count", "stage_sum"}
+
+
+def test_stages_are_not_offered_to_more_chunks_than_layers():
+    (found,) = [v for v in explain(case(["tp1 pp64 mbs1"], gpus=64), 0) if v.rule == "layers"]
+    assert "stages=" not in found.message.partition("; ")[2]
+
+
 @pytest.mark.parametrize(("rule", "bad", "good", "setting"), HITS)
 def test_each_rule_is_broken_by_one_layout_and_kept_by_its_neighbour(rule, bad, good, setting):
     assert rule in broken(bad, **setting)

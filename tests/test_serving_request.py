@@ -55,6 +55,14 @@ def test_numerics_widen_what_the_search_may_choose():
     assert asked(allow_numerics=True, cluster="dgx-a100-80gb").kv_dtypes == ("bf16",)
 
 
+@pytest.mark.parametrize("cluster", ["mi300x-platform", "frontier", "local-cpu", "dgx-1-v100"])
+def test_engines_are_those_that_run_on_the_gpus(cluster):
+    everywhere = ("vllm", "sglang")
+    assert asked(cluster=cluster).backends == everywhere
+    assert asked(prefill_cluster=cluster, prefill_gpus=8, backend="ALL").backends == everywhere
+    assert "tensorrt-llm" in asked(cluster="l40s-server").backends
+
+
 BAD = [
     ({"ttft_ms": 0.0}, "ttft_ms"),
     ({"tpot_ms": -1.0}, "tpot_ms"),
@@ -70,6 +78,8 @@ BAD = [
     ({"request_rate": 0.0}, "request_rate"),
     ({"concurrency": 0}, "concurrency"),
     ({"backend": "vlm"}, "did you mean 'vllm'"),
+    ({"backend": "vllm,trtllm", "cluster": "mi300x-platform"}, "--backend vllm,sglang$"),
+    ({"backend": "trtllm", "prefill_cluster": "frontier", "prefill_gpus": 8}, "mi250x"),
     ({"precision": "fp8", "cluster": "dgx-a100-80gb"}, "take --precision bf16"),
     ({"kv_dtype": "fp8", "cluster": "dgx-a100-80gb"}, "take --kv-dtype bf16"),
     ({"percentile": "p95"}, "percentile"),

@@ -46,7 +46,8 @@ def list_verb(
         common.print_json(rows)
         return
     columns = list(rows[0]) if rows else ["name"]
-    common.print_table(f"{len(rows)} {kind}s", columns, [list(row.values()) for row in rows])
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    common.print_table(f"{len(rows)} {kind}s", columns, cells)
 
 
 @app.command("show")
@@ -72,6 +73,15 @@ def show_verb(
         common.print_json({"group": kind, "name": name, "fields": rows})
     else:
         common.print_table(f"{kind} {name}", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _cell(value: object) -> object:
+    """`bf16 312, fp16 312` of a mapping, `a, b` of a list, nothing of None."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {number:g}" for key, number in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else value
 
 
 def _kind(group: str) -> str:
@@ -152,6 +162,7 @@ def _summary(kind: str, name: str, config_dir: Path | None) -> dict[str, Any]:
     return {
         "name": name,
         "version": it.version,
+        "aliases": list(it.aliases),
         "constants": it.constants,
         "exporters": list(it.exporters),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
@@ -35,6 +36,21 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+THOUSANDS = "kmbt"
+"""Suffixes of a count, each a thousand times the one before."""
+
+
+def count(text: str) -> float:
+    """A number of tokens, as `15e12` or as answers write it, `15T`."""
+    word = text.strip().lower()
+    power = THOUSANDS.find(word[-1:]) + 1 if word else 0
+    try:
+        return float(word[:-1] if power else word) * 1000.0**power
+    except ValueError:
+        rule = "is not a number, alone or with K, M, B or T behind it"
+        raise bad_value("--tokens", text, rule, "give 15e12 or 15T") from None
+
+
 OverridesArgument: TypeAlias = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")
 ]
@@ -49,6 +65,10 @@ OutFlag: TypeAlias = Annotated[
 ]
 GpusFlag: TypeAlias = Annotated[
     int | None, typer.Option("--gpus", help="Number of GPUs.", metavar="N")
+]
+NodesFlag: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
 ]
 ClusterFlag: TypeAlias = Annotated[
     str | None, typer.Option("--cluster", help="Catalog name or file [dgx-h100].", metavar="NAME")
@@ -74,7 +94,12 @@ SequenceFlag: TypeAlias = Annotated[
 ]
 TokensFlag: TypeAlias = Annotated[
     float | None,
-    typer.Option("--tokens", help="Tokens of the whole run [the model's own].", metavar="N"),
+    typer.Option(
+        "--tokens",
+        help="Tokens of the whole run, such as 15T [the model's own].",
+        metavar="N",
+        parser=count,
+    ),
 ]
 SpaceFlag: TypeAlias = Annotated[
     str | None,
@@ -150,7 +175,8 @@ def request_from(
     """The request that the flags make, or the one saved in a file.
 
     Args:
-        flags: Keyword arguments of `training_request`; None, "" and () mean not given.
+        flags: Keyword arguments of `training_request`, or `nodes` in place of `num_gpus`; None, ""
+            and () mean not given.
         allow: Words of `--allow`.
         saved: A request.yaml that takes the place of all flags.
         config_dir: A folder in front of the shipped data.
@@ -167,11 +193,19 @@ def request_from(
                 f"{flag(extra[0])}: given beside --from, which holds the whole request"
             )
         return checked(_again(saved, folders))
+    nodes = given.pop("nodes", None)
+    if nodes is not None:
+        if "num_gpus" in given:
+            raise ConfigError("--nodes: given beside --gpus; leave one")
+        given["num_gpus"] = nodes
     for needed in ("model", "num_gpus"):
         if needed not in given:
             raise ConfigError(f"{flag(needed)}: missing, and has no default; add it")
     allowed(allow)
-    return checked(training_request(**given, allow_numerics=bool(allow), **folders))
+    request = training_request(**given, allow_numerics=bool(allow), **folders)
+    if nodes is not None:
+        request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
+    return checked(request)
 
 
 def allowed(words: Sequence[str] | None) -> bool:

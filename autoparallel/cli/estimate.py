@@ -25,6 +25,7 @@ def estimate_verb(
     ] = "",
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
+    nodes: common.NodesFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
     framework: common.FrameworkFlag = None,
@@ -51,6 +52,7 @@ def estimate_verb(
         {
             "model": model,
             "num_gpus": gpus,
+            "nodes": nodes,
             "cluster": cluster,
             "gpu": gpu,
             "framework": framework,

@@ -36,10 +36,10 @@ def explain_verb(
     from autoparallel.plan import load_plan
     from autoparallel.request import TrainingRequest
 
-    text = " ".join(words or ())
+    plan, text = load_plan(run), " ".join(words or ())
     if not text.strip():
         raise ConfigError("layout: missing; write it after RUN, such as 'tp8 pp8 mbs1 sp zero1'")
-    layout, plan = Layout.parse(text), load_plan(run)
+    layout = Layout.parse(text)
     if not plan.entries:
         raise NothingFitsError(f"{run}: its plan is empty, so there is no winner to compare with")
     request = common.moved(

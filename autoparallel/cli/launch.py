@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoparallel import files
+from autoparallel.catalog import names
 from autoparallel.errors import bad_value, nearest
 from autoparallel.exporting.job import Run, TrainingJob
 from autoparallel.framework import framework
@@ -65,10 +66,12 @@ def _exporter(request: TrainingRequest, layout: Layout, to: str) -> str:
     """The exporter asked for, if it is one of the layout's framework; else the usual one."""
     from autoparallel.exporting.targets import TARGETS
 
-    known = framework(layout.framework, request.config_path).exporters
+    where = request.config_path
+    known = framework(layout.framework, where).exporters
     if not known:
-        rule = "has no exporter"
-        raise bad_value("framework", layout.framework, rule, "megatron-core and fsdp2 have some")
+        able = [name for name in names("framework", where) if framework(name, where).exporters]
+        hint = f"{', '.join(able)} have some"
+        raise bad_value("framework", layout.framework, "has no exporter", hint)
     if not to:
         return known[0]
     if to not in TARGETS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,20 @@ def nothing_of(name: str, plan: Plan) -> list[Line]:
 
     rule = binding(plan.pruned)
     return prose(f"{name}: no layout is legal; those that came furthest break the rule {rule!r}.")
+
+
+def contested(first: tuple[str, PlanEntry], others: Iterable[tuple[str, PlanEntry]]) -> list[Line]:
+    """Frameworks whose range of step times reaches into that of the fastest one's layout."""
+    name, best = first
+    if best.iteration_s_interval is None:
+        return []
+    latest = best.iteration_s_interval[1]
+    ranges = [(other, entry.iteration_s_interval) for other, entry in others]
+    near = [other for other, found in ranges if found and found[0] < latest]
+    if not near:
+        return []
+    text = f"{name}'s range overlaps with that of {', '.join(near)}"
+    return prose(f"{text}: measure before choosing between frameworks.", "yellow")
 
 
 def peak_note(entry: PlanEntry) -> list[Line]:

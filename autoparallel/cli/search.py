@@ -23,10 +23,6 @@ EVERY_FRAMEWORK = "all"
 FRAMEWORKS = ("megatron-core", "deepspeed", "fsdp2", "yafsdp")
 """What `--framework all` compares."""
 
-NodesFlag: TypeAlias = Annotated[
-    int | None,
-    typer.Option("--nodes", help="Number of whole nodes, in place of --gpus.", metavar="N"),
-]
 FrameworkFlag: TypeAlias = Annotated[
     str | None,
     typer.Option("--framework", help="Training framework, or all [megatron-core].", metavar="NAME"),
@@ -40,7 +36,7 @@ def search_verb(
     overrides: common.OverridesArgument = None,
     model: common.ModelFlag = None,
     gpus: common.GpusFlag = None,
-    nodes: NodesFlag = None,
+    nodes: common.NodesFlag = None,
     cluster: common.ClusterFlag = None,
     gpu: common.GpuFlag = None,
     framework: FrameworkFlag = None,
@@ -67,7 +63,8 @@ def search_verb(
     request = common.request_from(
         {
             "model": model,
-            "num_gpus": _count(gpus, nodes),
+            "num_gpus": gpus,
+            "nodes": nodes,
             "cluster": cluster,
             "gpu": gpu,
             "framework": FRAMEWORKS[0] if every else framework,
@@ -85,8 +82,6 @@ def search_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    if nodes is not None:
-        request = replace(request, num_gpus=nodes * request.cluster.gpus_per_node)
     if report and json and out is None:
         raise ConfigError("--report: --json without --out writes no file; add --out DIR")
     if every:
@@ -115,14 +110,9 @@ def _fastest_framework(request: TrainingRequest, quiet: bool) -> TrainingRequest
         screen.show(plan_view.entry_table(labels, [entry for _, entry in found]))
         for one, plan in zip(asked, plans, strict=True):
             screen.show(plan_view.nothing_of(one.framework, plan))
+        first, *others = [(one.framework, entry) for one, entry in found]
+        screen.show(plan_view.contested(first, others))
     return found[0][0]
-
-
-def _count(gpus: int | None, nodes: int | None) -> int | None:
-    """What counts the machines: GPUs, or nodes that become GPUs once the cluster is known."""
-    if nodes is not None and gpus is not None:
-        raise ConfigError("--nodes: given beside --gpus; leave one")
-    return gpus if nodes is None else nodes
 
 
 def _answer(
@@ -220,9 +210,12 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
     found = better_with_fewer(request, seconds, solved)
     if found is None:
         return []
-    nodes = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
+    spare = request.num_gpus - found.num_gpus
+    kept = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
+    if spare % request.cluster.gpus_per_node:
+        kept = f"{spare:,} GPUs"
     text = (
-        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {nodes} spare: "
+        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {kept} spare: "
         f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
     )
     text += f" ({found.gain:.0%} less)." if found.gain is not None else "."
@@ -245,7 +238,7 @@ def _nothing_fits(plan: Plan, result: Ranked, where: Setting) -> str:
     request = where.request
     fewer = [screen.plain(line) for line in _fewer(request, None)]
     if result.nearest_miss is None:
-        batches = [] if fewer else _other_batch(plan, where)
+        batches = _other_batch(plan, where)
         return "\n  ".join([_nothing_legal(plan, where), *fewer, *batches])
     lines = _shortfall(plan, where, result.nearest_miss)
     found = [line for r in first_working(remedies(request), solved) for line in _remedy(r)]

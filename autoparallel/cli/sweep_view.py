@@ -88,7 +88,8 @@ def notes(
     """The decision, and what else the table says."""
     from autoparallel.sweep import break_evens
 
-    lines = [line for case in best for line in _decision(case, limits, objective)]
+    several = len({case.seq_length for case in best}) > 1
+    lines = [line for case in best for line in _decision(case, limits, objective, several)]
     for result in results:
         if result.use_gpus is not None and result.use_gpus_iteration_s is not None:
             lines += screen.prose(_spare(result))
@@ -109,7 +110,7 @@ SHOWN = 6
 """Pairs of clusters for which a break-even is shown; `--json` has all."""
 
 
-def _decision(best: SweepResult, limits: Limits, objective: str) -> list[Line]:
+def _decision(best: SweepResult, limits: Limits, objective: str, other_lengths: bool) -> list[Line]:
     words = {
         "iteration_s": "fastest",
         "cost_usd": "cheapest" if best.cost_usd is not None else "fewest GPU-hours",
@@ -125,9 +126,10 @@ def _decision(best: SweepResult, limits: Limits, objective: str) -> list[Line]:
     numbers = [f"{best.days:,.1f} days"] if best.days is not None else []
     numbers += [f"USD {best.cost_usd:,.0f}"] if best.cost_usd is not None else []
     numbers += [f"{best.energy_kwh / 1e3:,.0f} MWh"] if best.energy_kwh is not None else []
+    job = f" at {best.seq_length} tokens a sequence" if other_lengths else ""
     text = (
-        f"Take {best.model} on {best.num_gpus:,} x {best.cluster} ({words[objective]}{bound}): "
-        f"{screen.firm(best.layout)}" + (f", {', '.join(numbers)}" if numbers else "") + "."
+        f"Take {best.model}{job} on {best.num_gpus:,} x {best.cluster} "
+        f"({words[objective]}{bound}): {', '.join([screen.firm(best.layout), *numbers])}."
     )
     return screen.prose(text, "bold green")
 

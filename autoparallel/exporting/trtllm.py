@@ -82,9 +82,7 @@ def files(deployed: Deployment) -> dict[str, str]:
     commands += idle(placed)
     head = [f"TensorRT-LLM {VERSION}, container {IMAGE}", f"{len(placed)} servers."]
     if deployed.entry.precision == "nvfp4" or not deployed.published_precision:
-        head.append(
-            f"Give a checkpoint quantised to {deployed.entry.precision} in place of the id."
-        )
+        head.append(f"Give a checkpoint in {deployed.entry.precision} in place of the id.")
     if any(server.nodes > 1 for server in placed):
         head.append(
             "Servers on several nodes start from their first one, inside a Slurm allocation."

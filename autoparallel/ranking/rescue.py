@@ -26,6 +26,8 @@ DOUBLINGS = 10
 """How often the number of GPUs is doubled in search of one that suffices."""
 TRIED = 8
 """Global batches that are tried."""
+CLOSE = 0.05
+"""Change of a global batch, as a share, that a team takes for the sake of its GPUs."""
 THRIFTY = {"zero_stage": [0, 1, 2, 3], "optimizer_offload_fraction": [0, 1]}
 """Knobs that save memory and that the default space leaves out."""
 
@@ -129,12 +131,22 @@ def _thrifty(request: TrainingRequest) -> list[tuple[str, TrainingRequest]]:
 
 
 def _near_batches(request: TrainingRequest) -> Iterator[tuple[str, TrainingRequest]]:
-    """Global batches that some number of replicas divides, the nearest to the wanted one first."""
+    """Global batches that some number of replicas divides.
+
+    Those within 5 % of the wanted one come first, of them those of most replicas, which leave the
+    search most meshes; then the nearest.
+    """
     gpus, wanted = request.num_gpus, request.global_batch_size
-    replicas = [n for n in range(2, gpus + 1) if gpus % n == 0]
-    below = {wanted // n * n for n in replicas}
-    above = {-(-wanted // n) * n for n in replicas}
-    for batch in sorted((below | above) - {0, wanted}, key=lambda b: (abs(b - wanted), b))[:TRIED]:
+    most: dict[int, int] = {}
+    for n in (n for n in range(2, gpus + 1) if gpus % n == 0):
+        most |= dict.fromkeys({wanted // n * n, -(-wanted // n) * n} - {0, wanted}, n)
+
+    def order(batch: int) -> tuple[bool, int, int, int]:
+        off = abs(batch - wanted)
+        near = off <= CLOSE * wanted
+        return not near, -most[batch] * near, off, batch
+
+    for batch in sorted(most, key=order)[:TRIED]:
         yield f"--global-batch-size {batch}", replace(request, global_batch_size=batch)
 
 

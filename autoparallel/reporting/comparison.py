@@ -55,6 +55,10 @@ def _decision(named: Sequence[tuple[str, TrainingRun]]) -> str:
     models = {run.request.model.name for _, run in named}
     if len(models) > 1:
         return text + "; the runs train different models, so that says little."
+    others = [pair for pair in named if pair is not fastest]
+    near = [label for label, run in others if _rates(run.winner)[1] > _rates(fastest[1].winner)[0]]
+    if near:
+        text += f", with a range that overlaps with that of {', '.join(near)}"
     for name, field, unit in (("soonest done", "days", "days"), ("cheapest", "cost_usd", "USD")):
         known = [
             (label, v) for label, run in named if (v := getattr(run.winner, field)) is not None
@@ -63,6 +67,14 @@ def _decision(named: Sequence[tuple[str, TrainingRun]]) -> str:
             label, value = min(known, key=lambda pair: pair[1])
             text += f"; {label} is {name}: {value:,.1f} {unit}"
     return text + "."
+
+
+def _rates(winner: PlanEntry) -> tuple[float, float]:
+    """Tokens a second and GPU at the 95th and the 5th percentile of the step time."""
+    seconds = winner.iteration_s or 0.0
+    low, high = winner.iteration_s_interval or (seconds, seconds)
+    rate = (winner.tokens_per_s_per_gpu or 0.0) * seconds
+    return (rate / high, rate / low) if low else (0.0, 0.0)
 
 
 def _facts(named: Sequence[tuple[str, TrainingRun]]) -> list[tuple[str, str]]:

@@ -16,6 +16,9 @@ from autoparallel.strict_yaml import Rule
 
 SERVING_BACKENDS = ("vllm", "sglang", "tensorrt-llm")
 BACKEND_ALIASES = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm"}
+BACKEND_GENERATIONS = {"tensorrt-llm": ("ampere", "ada", "hopper", "blackwell", "blackwell-rtx")}
+"""GPU generations of a backend that does not run everywhere: TensorRT-LLM's documentation,
+https://nvidia.github.io/TensorRT-LLM/supported-hardware.html."""
 SERVING_PRECISIONS = ("bf16", "fp16", "fp8", "fp8-blockwise", "mxfp8", "nvfp4", "mxfp4")
 KV_DTYPES = ("bf16", "fp8")
 SERVING_OBJECTIVES = ("throughput", "latency", "cost")

@@ -22,15 +22,13 @@ from autoparallel.request.build import (
 from autoparallel.request.compose import Override, parsed_overrides
 from autoparallel.request.records import MAX_GPUS, whole
 from autoparallel.request.serving import (
-    BACKEND_ALIASES,
     DISAGGREGATED,
     PERCENTILES,
-    SERVING_BACKENDS,
     SERVING_OBJECTIVES,
     ServingRequest,
 )
 from autoparallel.request.serving_choices import (
-    choices,
+    backends_asked,
     gpus_asked,
     kv_dtypes_asked,
     precisions_asked,
@@ -49,7 +47,8 @@ class ServingFlags(TypedDict, total=False):
         gpu: Replaces the cluster's GPU.
         prefill_cluster: Where prefill workers run, when that is another kind of GPU.
         prefill_gpus: How many GPUs there are of that kind.
-        backend: One or more of `SERVING_BACKENDS` with commas between, or `all`.
+        backend: One or more of `SERVING_BACKENDS` with commas between, or `all`: those that run on
+            the GPUs.
         precision: Of the weights, one or more; None takes the published checkpoint's.
         kv_dtype: Of the KV cache, one or more of `KV_DTYPES`; None takes bf16.
         prefix_tokens: Prompt tokens found in the prefix cache.
@@ -122,12 +121,12 @@ def serving_request(
     )
     path = flags.get("trace")
     found = read_trace(Path(path)) if path is not None else None
-    load = _load(found, flags)
+    load, apart = _load(found, flags), _prefill(flags, own)
     return ServingRequest(
         **settled,
         **load,
-        **_choices(flags, settled["model"], settled["cluster"]),
-        **_prefill(flags, own),
+        **_choices(flags, settled["model"], settled["cluster"], apart["prefill_cluster"]),
+        **apart,
         num_gpus=gpus_asked(num_gpus, settled["cluster"], load["request_rate"]),
         trace=str(Path(path).expanduser().resolve()) if path is not None else "",
         trace_digest=found.digest if found else "",
@@ -141,11 +140,14 @@ def serving_request(
     )
 
 
-def _choices(flags: ServingFlags, model: Model, cluster: Cluster) -> dict[str, Any]:
+def _choices(
+    flags: ServingFlags, model: Model, cluster: Cluster, prefill: Cluster | None
+) -> dict[str, Any]:
     """What the search may choose among and what it is to make best."""
     anything = flags.get("allow_numerics", False)
+    gpus = [cluster.gpu, *([prefill.gpu] if prefill else [])]
     return {
-        "backends": choices("backend", flags.get("backend"), SERVING_BACKENDS, BACKEND_ALIASES),
+        "backends": backends_asked(flags.get("backend"), gpus),
         "precisions": precisions_asked(flags.get("precision"), model, cluster.gpu, anything),
         "kv_dtypes": kv_dtypes_asked(flags.get("kv_dtype"), cluster.gpu, anything),
         "percentile": flags.get("percentile") or PERCENTILES[0],

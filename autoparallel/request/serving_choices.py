@@ -8,7 +8,14 @@ from autoparallel.errors import ConfigError, bad_value, nearest
 from autoparallel.hardware import Cluster, Gpu
 from autoparallel.model import Model, published_precision
 from autoparallel.request.records import MAX_GPUS, whole
-from autoparallel.request.serving import AUTO_GPUS, KV_DTYPES, SERVING_PRECISIONS
+from autoparallel.request.serving import (
+    AUTO_GPUS,
+    BACKEND_ALIASES,
+    BACKEND_GENERATIONS,
+    KV_DTYPES,
+    SERVING_BACKENDS,
+    SERVING_PRECISIONS,
+)
 
 
 def gpus_asked(asked: int | str, cluster: Cluster, request_rate: float | None) -> int:
@@ -38,6 +45,26 @@ def choices(
         if word not in known:
             raise bad_value(name, asked_word, "is not a choice", nearest(word, known))
     return tuple(dict.fromkeys(found))
+
+
+def backends_asked(asked: str | None, gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """Engines as asked; of `all`, those that run on every one of the GPUs."""
+    found = choices("backend", asked, SERVING_BACKENDS, BACKEND_ALIASES)
+    able = tuple(name for name in SERVING_BACKENDS if not _strangers(name, gpus))
+    if asked is None or asked.strip().lower() == "all":
+        return able
+    for name in found:
+        for gpu in _strangers(name, gpus):
+            runs_on = ", ".join(BACKEND_GENERATIONS[name])
+            rule = f"does not run on {gpu.name} ({gpu.generation}); it runs on {runs_on}"
+            raise bad_value("backend", name, rule, f"take --backend {','.join(able)}")
+    return found
+
+
+def _strangers(backend: str, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """Those of the GPUs that a backend does not run on."""
+    able = BACKEND_GENERATIONS.get(backend)
+    return [gpu for gpu in gpus if able and gpu.generation not in able]
 
 
 def precisions_asked(asked: str | None, model: Model, gpu: Gpu, anything: bool) -> tuple[str, ...]:

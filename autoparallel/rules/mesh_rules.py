@@ -53,6 +53,18 @@ def _no_hierarchy(case: RuleCase) -> Bool:
     return (case.k.cp_comm == HIERARCHICAL) & ~works
 
 
+def _uneven(case: RuleCase) -> str:
+    """`, or stages=7,8*14,7`: layers shared out, the ends lighter; nothing for too many chunks."""
+    layers, chunks = int(np.max(case.m.L)), int(np.max(case.k.pp * case.k.vpp))
+    least, more = divmod(layers, chunks)
+    if not least:
+        return ""
+    first = (chunks - more) // 2
+    runs = [(least, first), (least + 1, more), (least, chunks - more - first)]
+    words = [f"{value}*{times}" if times > 1 else f"{value}" for value, times in runs if times]
+    return f", or write stages={','.join(words)}"
+
+
 MESH_RULES = (
     rule(
         "world",
@@ -222,6 +234,7 @@ PLAN_RULES = (
         "pp {pp} x vpp {vpp} does not divide {L} layers, and no stages are given",
         "pp",
         f"{ARGUMENTS}; megatron.core.transformer.transformer_block.get_num_layers_to_build",
+        also=_uneven,
     ),
     rule(
         "stage_count",

@@ -126,13 +126,18 @@ def rule(
     fix: str,
     source: str,
     frameworks: tuple[str, ...] = (),
+    also: Callable[[RuleCase], str] = lambda _: "",
 ) -> Rule:
-    """A rule from a message template and `fix`: what to try, or the knob whose values to offer."""
+    """A rule from a message template and `fix`: what to try, or the knob whose values to offer.
+
+    What `also` says of a one-row case follows it.
+    """
 
     def message(case: RuleCase) -> str:
         numbers = _Numbers(case)
         offer = _fitting(predicate, case, fix) if hasattr(case.knobs, fix) else fix
-        return f"{text.format_map(numbers)}; {offer.format_map(numbers) if offer == fix else offer}"
+        offer = offer.format_map(numbers) if offer == fix else offer
+        return f"{text.format_map(numbers)}; {offer}{also(case)}"
 
     return Rule(
         id=id,

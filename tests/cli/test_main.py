@@ -98,6 +98,7 @@ def test_python_m_runs_it_from_any_folder(tmp_path):
         ([*SEARCH, "--objective", "tiem"], ("'tiem'", "'time'")),
         ([*SEARCH, "--baseline", "tp8 qq2"], ("'qq2'",)),
         ([*SEARCH, "--tokens", "nan"], ("tokens",)),
+        ([*SEARCH, "--tokens", "15X"], ("--tokens: '15X'", "15T")),
         ([*SEARCH, "--top", "0"], ("top: 0 is not in 1 to 100,000",)),
         ([*SEARCH, "--config-dir", "/nowhere"], ("config_dir", "/nowhere")),
         ([*SEARCH, "--profiles-dir", "/nowhere"], ("profiles_dir", "/nowhere")),
@@ -302,6 +303,7 @@ def test_catalog_list_is_plain_lines_when_piped(run, group):
     assert head.split("\t")[0] == "name"
     assert all(len(row.split("\t")) == len(head.split("\t")) for row in rows)
     assert "\x1b" not in out
+    assert not set("[]{}'") & set(out)
 
 
 def test_start_is_light():

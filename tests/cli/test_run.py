@@ -187,6 +187,7 @@ def test_a_layout_that_nothing_launches_still_has_a_plan(run, tmp_path):
     code, _, err = run(*SEARCH, "--framework", "yafsdp", "--out", tmp_path / "x")
     assert code == 0
     assert "no launch files: framework: 'yafsdp' has no exporter" in err
+    assert "automodel, deepspeed, fsdp2, megatron-core, megatron-lm have some" in err
     assert load_plan(tmp_path / "x").entries
 
 
@@ -393,15 +394,40 @@ def test_nodes_are_gpus_by_the_cluster(run):
     _, by_nodes, _ = run("search", *job, "--nodes", "2")
     _, by_gpus, _ = run("search", *job, "--gpus", "16")
     assert timeless(json.loads(by_nodes)) == timeless(json.loads(by_gpus))
-    code, _, err = run("search", *job, "--nodes", "2", "--gpus", "16")
-    assert code == 2
-    assert "--nodes: given beside --gpus" in err
+    layout = ("estimate", "tp2 pp1 mbs1 sp zero1", *job)
+    assert run(*layout, "--nodes", "2")[1] == run(*layout, "--gpus", "16")[1]
+    for verb in (("search", *job), layout):
+        code, _, err = run(*verb, "--nodes", "2", "--gpus", "16")
+        assert code == 2
+        assert "--nodes: given beside --gpus" in err
+
+
+def test_a_serving_plan_is_not_explained_whatever_is_written_behind_it(run):
+    job = (
+        "--model",
+        "llama-3.1-8b",
+        "--gpus",
+        "1",
+        "--input-tokens",
+        "10",
+        "--output-tokens",
+        "10",
+    )
+    assert run("infer", *job, "--out", "served")[0] == 0
+    for words in ([], ["2"], ["tp8 pp2 mbs1"]):
+        code, _, err = run("explain", "served", *words)
+        assert code == 2
+        assert "'serving' is not training" in err
 
 
 def test_where_the_gpus_divide_badly_fewer_are_named(run):
     code, _, err = run("search", "--model", "gpt-175b", "--nodes", "125", "--json")
     assert code == 3
     assert "1,000 GPUs: use 960 and keep 5 nodes spare: tp" in err
+    assert "would fit: --global-batch-size 1500" in err
+    code, _, err = run("search", "--model", "llama-3.1-8b", "--gpus", "100")
+    assert code == 3
+    assert "100 GPUs: use 96 and keep 4 GPUs spare: tp" in err
 
 
 def test_all_frameworks_give_the_plan_of_the_fastest(run):
@@ -415,3 +441,14 @@ def test_all_frameworks_give_the_plan_of_the_fastest(run):
     _, out, _ = run(*SEARCH, "--framework", "all", "--out", "here")
     assert out.splitlines()[1].split()[0] == fastest
     assert {line.split()[0] for line in out.splitlines()[1 : len(names) + 1]} == set(names)
+    high = plans[fastest]["plan"][0]["iteration_s_interval"][1]
+    near = {n for n in names if plans[n]["plan"][0]["iteration_s_interval"][0] < high} - {fastest}
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{fastest}'s range overlaps")]
+    assert {n for n in names if n in line} - {fastest} == near
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("15T", 15e12), ("0.3b", 3e8), ("2e6", 2e6)])
+def test_tokens_are_read_as_they_are_written(run, text, tokens):
+    code, out, _ = run(*SEARCH, "--tokens", text, "--json")
+    assert code == 0
+    assert json.loads(out)["request"]["tokens"] == tokens

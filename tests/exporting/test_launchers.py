@@ -202,6 +202,17 @@ def test_kubernetes_is_an_indexed_job_with_a_name_for_its_first_pod() -> None:
     assert command == ["bash", "/launch/profile.sh"]
 
 
+def test_files_inside_a_manifest_stand_line_by_line() -> None:
+    found = files_of("kubernetes", SITE).files
+    lines = [line.strip() for line in found["job.yaml"].splitlines()]
+    config, *_ = documents()
+    for name, text in config["data"].items():
+        assert text == found[name]
+        start = lines.index(f"{name}: |") + 1
+        own = [line.strip() for line in text.splitlines()]
+        assert lines[start : start + len(own)] == own
+
+
 def test_kubernetes_takes_volume_claims_and_any_text() -> None:
     site = Site(image="x y: {z}", mounts=("team-data:/data",), environment={"A": HOSTILE})
     config, _, job_ = documents(site=site)

@@ -201,6 +201,16 @@ def test_an_odd_batch_is_changed_to_the_nearest_that_has_a_layout(request_175b):
     assert asked == [1536]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "batch", "better"), [(1000, 1024, 1000), (1000, 1536, 1500), (100, 509, 500)]
+)
+def test_a_close_batch_that_all_replicas_divide_comes_first(request_175b, gpus, batch, better):
+    odd = replace(request_175b, num_gpus=gpus, global_batch_size=batch)
+    first, *others = [flags for kind in lawful(odd) for flags, _ in kind]
+    assert first == f"--global-batch-size {better}"
+    assert len(others) == len(set(others) - {first}) > 3
+
+
 def test_a_sample_is_even_and_does_not_depend_on_how_blocks_came(request_175b):
     from autoparallel.planning import candidates_of
 

@@ -16,6 +16,7 @@ from autoparallel.errors import ConfigError, NothingFitsError
 from autoparallel.plan import Corrected, Measured, load_plan
 from autoparallel.reporting.baseline import given
 from autoparallel.reporting.changes import your_items
+from autoparallel.reporting.comparison import comparison_page
 from autoparallel.reporting.evidence import measured_section
 from autoparallel.reporting.page import Drawing, Page, Prose, Section, Table, html
 from autoparallel.reporting.report import read_report, training_report, write_report
@@ -186,6 +187,27 @@ def test_several_runs_are_compared(run_folder, other_folder):
         read_report([run_folder, run_folder])
     with pytest.raises(ConfigError, match="--baseline"):
         read_report([run_folder, other], "tp8 pp8 mbs1")
+
+
+def test_runs_whose_ranges_overlap_are_not_told_apart(run):
+    def at(name, factor):
+        seconds = run.winner.iteration_s * factor
+        ends = (0.9 * seconds, 1.1 * seconds)
+        first = replace(
+            run.winner,
+            iteration_s=seconds,
+            iteration_s_interval=ends,
+            parts={part: value * factor for part, value in run.winner.parts.items()},
+            days=run.winner.days * factor,
+            tokens_per_s_per_gpu=run.winner.tokens_per_s_per_gpu / factor,
+        )
+        return replace(run, name=name, plan=replace(run.plan, entries=(first,)))
+
+    runs = [at("slow", 2.0), at("fast", 1.0), at("near", 1.2)]
+    text = comparison_page(runs).decision
+    assert text.startswith("fast gets most out of a GPU: ")
+    assert "a range that overlaps with that of near; fast is soonest" in text
+    assert "overlaps" not in comparison_page(runs[:2]).decision
 
 
 def test_an_empty_plan_has_no_report(run):

@@ -257,6 +257,15 @@ def test_objectives_pick_differently_over_gpus(run) -> None:
     assert [float(row["days"]) for row in rows] == [days[64], days[256]]
 
 
+def test_a_decision_names_its_sequence_where_there_are_several(run) -> None:
+    job = ("--model", "gpt-tiny", "--cluster", "local-cpu", "--gpus", "2")
+    _, out, _ = run(*job, "--seq-length", "32,64")
+    assert "Take gpt-tiny at 32 tokens a sequence on 2 x" in out
+    assert "Take gpt-tiny at 64 tokens a sequence on 2 x" in out
+    _, out, _ = run(*job, "--seq-length", "32")
+    assert "Take gpt-tiny on 2 x" in out
+
+
 def test_limits_that_nothing_meets_are_exit_3_after_the_table(run) -> None:
     code, out, err = run(*PRICED, "--max-days", "0.001", "--json")
     assert code == 3

@@ -24,6 +24,18 @@ _FOLDER = "/launch"
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
 
 
+class _Manifests(yaml.SafeDumper):
+    """Files inside a manifest stand as they are, line by line."""
+
+
+_Manifests.add_representer(
+    str,
+    lambda to, text: to.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
 def kubernetes_files(start: Start) -> dict[str, str]:
     """`job.yaml` and `profile.yaml` for `kubectl apply -f`."""
     size = sum(len(text.encode()) for text in start.files.values())
@@ -37,7 +49,7 @@ def kubernetes_files(start: Start) -> dict[str, str]:
 def _manifest(start: Start, script: str) -> str:
     name = dns_name(start.name, "-profile" if script == PROFILE else "")
     documents = [_config_map(start, name), _service(start, name), _job(start, name, script)]
-    return yaml.safe_dump_all(documents, sort_keys=False, width=100)
+    return yaml.dump_all(documents, Dumper=_Manifests, sort_keys=False, width=100)
 
 
 def _meta(start: Start, name: str) -> dict[str, Any]:
