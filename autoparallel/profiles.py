@@ -147,17 +147,21 @@ def _generations(generation: str) -> list[str]:
 
 
 def _borrowed(found: Calibration, family: str, folder: Path) -> Calibration:
-    wider = {f.name: getattr(found.spread, f.name) * BORROWED_SPREAD for f in fields(Spread)}
     return replace(
         found,
         family=family,
         memory=_memory_of(family, folder) or found.memory,
-        spread=Spread(**wider),
+        spread=lent_spread(found.spread),
         state="assumed",
         borrowed_from=found.family,
         measured_names=(),
         nearby=None,
     )
+
+
+def lent_spread(spread: Spread) -> Spread:
+    """How far predictions of a family that borrows constants of this `spread` are off."""
+    return Spread(**{f.name: getattr(spread, f.name) * BORROWED_SPREAD for f in fields(Spread)})
 
 
 def _memory_of(wanted: str, folder: Path) -> MemoryConstants | None:

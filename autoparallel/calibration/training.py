@@ -22,7 +22,7 @@ from autoparallel.cost.step import StepTime, step_time
 from autoparallel.cost.unique import gathered
 from autoparallel.measured.cases import Reading, case, select
 from autoparallel.nearby import Nearby, nearby_of
-from autoparallel.profiles import EVERYTHING, Calibration, Spread, stand_ins
+from autoparallel.profiles import EVERYTHING, Calibration, Spread, lent_spread, stand_ins
 
 Column = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -260,7 +260,15 @@ def calibrate(
     fits |= {family: fits[time_family(family)] for family in sorted(shared)}
     if left_out:
         left_out = replace(left_out, log_errors=unseen_errors(rows, left_out, fits))
-    return {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}, fits
+    found = {name: _calibration(rows, left_out, name, f, source) for name, f in fits.items()}
+    most = lent_spread(found[EVERYTHING].spread)
+    return {name: replace(c, spread=_within(c.spread, most)) for name, c in found.items()}, fits
+
+
+def _within(own: Spread, most: Spread) -> Spread:
+    """A family's own runs tell no less than those of all others, however few they are."""
+    least = {f.name: min(getattr(own, f.name), getattr(most, f.name)) for f in fields(Spread)}
+    return Spread(**least)
 
 
 def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Column:

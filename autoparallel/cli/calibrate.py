@@ -145,6 +145,8 @@ def _print(answer: Mapping[str, Any]) -> None:
         tables.append(text.serving_calibrated(answer["serving"]))
     for table in tables:
         common.print_table(table.title, table.columns, table.rows)
+    for problem in calibrated.worse_groups(answer) if "by_group" in answer else ():
+        typer.echo(problem)
     for reason, count in answer["skipped"].items():
         typer.echo(f"skipped {count}: {reason}")
     for path in answer["written"]:

@@ -100,6 +100,23 @@ def group_errors(answer: Mapping[str, Any]) -> Text:
     )
 
 
+WORSE = 0.01
+"""Growth of a group's median error from which a fit is said to have made it worse."""
+
+
+def worse_groups(answer: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of every split group that the fit predicts worse than the profiles before it."""
+    for name, group in answer["by_group"].items():
+        if group["after"] > group["before"] + WORSE:
+            errors = f"{percent(group['before'])} before, {percent(group['after'])} after"
+            runs = f"{group['n']} run{'s' if group['n'] > 1 else ''}"
+            yield (
+                f"{name}: predicted worse than before ({errors}): its {runs} disagree with each "
+                "other or with what was fitted beside them; measure more, or keep the profile "
+                "there was"
+            )
+
+
 def determined(answer: Mapping[str, Any]) -> Text:
     """What the runs of each family determine, and what stays at its prior and why."""
     return Text(

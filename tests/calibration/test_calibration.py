@@ -14,6 +14,7 @@ from autoparallel.calibration.run import intervals, run
 from autoparallel.calibration.spread import PARTS, fit_spread, layout_spread, weighted_quantile
 from autoparallel.calibration.training import (
     LeftOut,
+    calibrate,
     fit_everything,
     leave_one_group_out,
     nearby_runs,
@@ -26,7 +27,7 @@ from autoparallel.cost.step import StepTime, interval_s, step_time
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import case, read
 from autoparallel.measured.rows import MeasuredRun
-from autoparallel.profiles import EVERYTHING
+from autoparallel.profiles import EVERYTHING, lent_spread
 
 RUN = MeasuredRun(
     framework="Megatron-LM",
@@ -344,3 +345,20 @@ def test_a_calibration_keeps_what_its_runs_show_beyond_the_constants():
 def test_suspect_runs_are_nobodys_neighbours():
     rows = timed_rows([read(replace(r.run, suspect="odd")) for r in made(RUNS[:5])])
     assert nearby_runs(rows, np.ones(5, dtype=bool), TRUE) is None
+
+
+def test_no_family_knows_less_than_one_that_borrows_what_all_know():
+    odd = [
+        replace(r, framework="torchtitan", zero_stage=3, split_group=f"odd {i % 2}")
+        for i, r in enumerate(RUNS[:10])
+    ]
+    wild = [
+        replace(r.run, iteration_s=r.run.seconds * (3, 1 / 3)[i % 2])
+        for i, r in enumerate(made(odd))
+    ]
+    rows = timed_rows([*made(), *(read(r) for r in wild)])
+    found, _ = calibrate(rows, leave_one_group_out(rows), "made")
+    most = lent_spread(found[EVERYTHING].spread)
+    for name in (f.name for f in fields(most)):
+        assert all(getattr(c.spread, name) <= getattr(most, name) for c in found.values()), name
+    assert found["fsdp-ampere"].spread.compute == most.compute

@@ -15,6 +15,7 @@ from autoparallel.measured.cases import case, read
 from autoparallel.measured.rows import MeasuredRun
 from autoparallel.profiles import read_calibration
 from autoparallel.scoreboard import validate
+from autoparallel.scoreboard.calibrated import worse_groups
 from runs import write_runs
 
 RUN = MeasuredRun(
@@ -106,3 +107,14 @@ def test_two_runs_are_too_few(run, file, tmp_path):
     code, _, err = run("calibrate", short, "--out", tmp_path / "own")
     assert code == 2
     assert "2 timed runs" in err
+
+
+def test_a_group_that_a_fit_makes_worse_is_named():
+    groups = {
+        "better": {"n": 4, "before": 0.3, "after": 0.05},
+        "alike": {"n": 4, "before": 0.05, "after": 0.055},
+        "worse": {"n": 3, "before": 0.304, "after": 0.390},
+    }
+    (said,) = worse_groups({"by_group": groups})
+    for word in ("worse:", "30.4 %", "39.0 %", "3 runs"):
+        assert word in said
