@@ -140,7 +140,8 @@ def gpu_count(say: Say | None = None, devices: Path = Path("/dev")) -> int:
         devices: Where the driver puts its device files.
     """
     listed = len(_gpus((say or _say)(QUERY)))
-    return listed or sum(bool(_DEVICE_FILE.fullmatch(file.name)) for file in devices.glob("nvidia*"))
+    files = [file.name for file in devices.glob("nvidia*")]
+    return listed or sum(_DEVICE_FILE.fullmatch(name) is not None for name in files)
 
 
 def _say(words: Sequence[str]) -> str:
