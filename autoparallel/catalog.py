@@ -23,6 +23,7 @@ from autoparallel.catalog_schema import (
     with_weights,
 )
 from autoparallel.errors import CatalogError, nearest
+from autoparallel.files import check_name
 from autoparallel.hardware import Cluster, Gpu
 from autoparallel.hf_config import from_hf_config
 from autoparallel.model import Model
@@ -154,7 +155,9 @@ def _path_of(name_or_path: str | Path) -> Path | None:
     text = os.fspath(name_or_path)
     looks_like_path = isinstance(name_or_path, Path) or any(s in text for s in ("/", os.sep))
     if looks_like_path or text.lower().endswith(_SUFFIXES):
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        check_name("path", path)
+        return path
     return None
 
 

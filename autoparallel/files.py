@@ -51,6 +51,19 @@ def write_bytes(root: Path, name: str, data: bytes) -> Path:
     return target
 
 
+def check_name(field: str, path: Path) -> None:
+    """Refuse a path that no saved plan could hold: it is kept there as text in UTF-8.
+
+    Raises:
+        ConfigError: its name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        rule, hint = "has a name that is not UTF-8, and plans keep it as text", "rename it"
+        raise bad_value(field, ascii(str(path)), rule, hint) from None
+
+
 def write_text(root: Path, name: str, text: str) -> Path:
     """`write_bytes` of UTF-8 text, line ends as given."""
     return write_bytes(root, name, text.encode("utf-8"))

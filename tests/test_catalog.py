@@ -425,3 +425,10 @@ def test_any_mapping_gives_a_model_or_a_catalog_error(
     except CatalogError:
         return
     assert parameters(model.shape(8)) > 0
+
+
+def test_kimi_k2_thinking_is_kimi_k2_for_sequences_twice_as_long() -> None:
+    plain, thinking = catalog.model("kimi-k2"), catalog.model("kimi-k2-thinking")
+    assert (plain.max_position_embeddings, thinking.max_position_embeddings) == (131072, 262144)
+    same = {"name": plain.name, "max_position_embeddings": plain.max_position_embeddings}
+    assert replace(thinking, **same, training=plain.training, source=plain.source) == plain

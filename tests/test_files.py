@@ -155,3 +155,10 @@ def test_unreadable_files_are_errors(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError):
         files.read_text(tmp_path / name, 100)
+
+
+def test_a_name_that_is_not_utf8_cannot_be_kept_in_a_plan() -> None:
+    with pytest.raises(ConfigError, match=r"config_dir: .*not UTF-8.*rename it") as caught:
+        files.check_name("config_dir", Path("own\udcff"))
+    str(caught.value).encode()
+    files.check_name("config_dir", Path("größer"))

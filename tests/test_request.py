@@ -327,6 +327,8 @@ def test_a_bad_override_is_a_message(own_dir, override, words, monkeypatch):
         ({"cluster": "../../etc/passwd"}, ("passwd",)),
         ({"config_dir": "/nowhere/at/all"}, ("config_dir", "not a folder")),
         ({"config_dir": "a\0b"}, ("config_dir",)),
+        ({"model": "m\udcfe.yaml"}, ("path", "not UTF-8")),
+        ({"cluster": "c\udcfe.yaml"}, ("path", "not UTF-8")),
         ({"seq_length": 1, "overrides": ["workload.seq_length=2"]}, ("--seq-length", "leave one")),
         ({"overrides": ["workload.tokens=1", "workload.tokens=2"]}, ("twice",)),
         (

@@ -59,7 +59,28 @@ def launcher(
         command: Whether jobs are the user's own command.
 
     Raises:
-        ConfigError: unknown, not installed, or not able to run a command.
+        ConfigError: not installed, or what `check_launcher` refuses.
+    """
+    check_launcher(name, ray_address=ray_address, command=command)
+    if name == "ray":
+        return _ray(ray_address, cuda, ranks)
+    if name == "slurm":
+        return _slurm(site, gpus_per_node, bool(cuda))
+    if name == "kubernetes":
+        return _kubernetes(site, gpus_per_node, bool(cuda))
+    return _local(command)
+
+
+def check_launcher(name: str, *, ray_address: str = "", command: bool = False) -> None:
+    """Refuse words that no launcher can be started with; starts and asks nothing.
+
+    Args:
+        name: See `launcher`.
+        ray_address: See `launcher`.
+        command: See `launcher`.
+
+    Raises:
+        ConfigError: unknown, or words that do not go together.
     """
     if name not in LAUNCHERS:
         raise bad_value("--launcher", name, "is not a launcher", nearest(name, LAUNCHERS))
@@ -68,13 +89,23 @@ def launcher(
     if name == "ray" and command:
         rule = "starts one rank an actor, and a command starts its ranks itself"
         raise bad_value("--launcher", name, rule, "use --launcher subprocess, slurm or kubernetes")
-    if name == "ray":
-        return _ray(ray_address, cuda, ranks)
-    if name == "slurm":
-        return _slurm(site, gpus_per_node, bool(cuda))
-    if name == "kubernetes":
-        return _kubernetes(site, gpus_per_node, bool(cuda))
-    return _local(command)
+
+
+def check_gpus(ranks: int, there: int) -> None:
+    """Refuse ranks on the GPUs of this machine where it has none.
+
+    Args:
+        ranks: Of the largest trial, each on a GPU of its own.
+        there: GPUs of this machine.
+
+    Raises:
+        ConfigError: the machine has no GPU.
+    """
+    if there == 0:
+        asked = "1 rank" if ranks == 1 else f"{ranks} ranks"
+        rule = f"puts {asked} on GPUs of this machine, which has {there}"
+        hint = "use --device cpu to rehearse, or --launcher ray, slurm or kubernetes for GPUs"
+        raise bad_value("--launcher", "subprocess", rule, f"{hint} elsewhere")
 
 
 def concurrent(asked: int | None, started: Launcher, *, cuda: bool, gpus: int, ranks: int) -> int:

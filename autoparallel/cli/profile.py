@@ -15,6 +15,8 @@ from autoparallel.cli.launchers import (
     DeviceFlag,
     LauncherFlag,
     RayAddressFlag,
+    check_gpus,
+    check_launcher,
     concurrent,
     launcher,
 )
@@ -77,7 +79,9 @@ def profile_verb(
         return
     settings = with_users_command(settings, request, command)
     chosen = where or ("subprocess" if command else "ray")
-    proof.of_trials(settings, _Where(chosen, ray_address, at_once, request, settings))
+    place = _Where(chosen, ray_address, at_once, request, settings)
+    place.check()
+    proof.of_trials(settings, place)
 
 
 def _loaded(
@@ -118,6 +122,19 @@ class _Where:
         mode = self.settings.mode
         return 1 if mode.name == "rank" else mode.room or self.request.num_gpus
 
+    @property
+    def command(self) -> bool:
+        """Whether jobs are the user's own command."""
+        return bool(self.settings.base.command)
+
+    def check(self) -> None:
+        """Refuse what cannot be started, before anything is."""
+        check_launcher(self.name, ray_address=self.ray_address, command=self.command)
+        if self.name == "subprocess" and self.cuda and not self.command:
+            from autoparallel.profiling.seen import gpu_count
+
+            check_gpus(self.ranks, gpu_count())
+
     def start(self) -> Launcher:
         """The launcher."""
         return launcher(
@@ -127,7 +144,7 @@ class _Where:
             ray_address=self.ray_address,
             cuda=self.cuda,
             ranks=self.ranks * (self.at_once or 1),
-            command=bool(self.settings.base.command),
+            command=self.command,
         )
 
     def concurrent(self, started: Launcher) -> int:

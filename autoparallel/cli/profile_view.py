@@ -79,7 +79,11 @@ def _said(result: Result) -> str:
     early = ", stopped early" if result.stopped_early else ""
     mad = (result.iteration_s_mad or 0.0) / MS
     seconds = (result.iteration_s or 0.0) / MS
-    return f"{seconds:.4g} ± {mad:.2g} ms a step, {len(result.step_s)} steps{early}"
+    return f"{seconds:.4g} ± {mad:.2g} ms a step, {_steps_text(len(result.step_s))}{early}"
+
+
+def _steps_text(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def table(plan: Plan) -> list[screen.Line]:
@@ -146,7 +150,9 @@ def summary(folder: Path, found: Recorded, outcome: Outcome) -> list[screen.Line
     for note in _deviations(outcome):
         lines += screen.prose(f"Note: {note}.", "yellow")
     if outcome.damaged:
-        text = f"{outcome.damaged} damaged lines of the journal were left out."
+        lost = outcome.damaged
+        damaged = "1 damaged line" if lost == 1 else f"{lost} damaged lines"
+        text = f"{damaged} of the journal {'was' if lost == 1 else 'were'} left out."
         lines += screen.prose(text, "yellow")
     best = outcome.study.best()
     if best is not None:
@@ -168,7 +174,8 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
         return "Nothing was measured."
     one = next(iter(measured.values()))
     how = ", ".join(word for word in (one.impl and f"{one.impl} kernels", one.backend) if word)
-    text = f"{len(measured)} layouts measured in mode {one.mode} on {one.device}"
+    layouts = "1 layout" if len(measured) == 1 else f"{len(measured)} layouts"
+    text = f"{layouts} measured in mode {one.mode} on {one.device}"
     text += f" ({how})" if how else ""
     if found.bias is not None:
         text += f"; measured over predicted {found.bias:.3g} in the median"

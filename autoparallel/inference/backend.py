@@ -23,7 +23,6 @@ class Backend:
         max_batch_size: Sequences a replica runs at once.
         block_tokens: Tokens of one KV block.
         mixed_steps: Prompt chunks and decodes share a step; else prompts run in steps of their own.
-        chunked_prefill: A prompt longer than what is left of the budget is split.
         overlapped: The host prepares a step while the GPU works on the one before.
         slow_on_grace: Its host code runs slower on a Grace CPU than on an x86 host (assumed for
             engines without a run on one).
@@ -41,7 +40,6 @@ class Backend:
     max_batch_size: int
     block_tokens: int
     mixed_steps: bool
-    chunked_prefill: bool
     overlapped: bool
     slow_on_grace: bool
     all_reduce_bytes: tuple[float, float]
@@ -60,7 +58,6 @@ BACKENDS: dict[str, Backend] = {
         max_batch_size=1024,
         block_tokens=16,
         mixed_steps=True,
-        chunked_prefill=True,
         overlapped=False,
         slow_on_grace=True,
         all_reduce_bytes=(64.0 * MIB, 32.0 * MIB),
@@ -79,7 +76,6 @@ BACKENDS: dict[str, Backend] = {
         max_batch_size=512,
         block_tokens=1,
         mixed_steps=False,
-        chunked_prefill=True,
         overlapped=True,
         slow_on_grace=True,
         all_reduce_bytes=(8.0 * MIB, 8.0 * MIB),
@@ -97,7 +93,6 @@ BACKENDS: dict[str, Backend] = {
         max_batch_size=2048,
         block_tokens=32,
         mixed_steps=True,
-        chunked_prefill=False,
         overlapped=True,
         slow_on_grace=False,
         all_reduce_bytes=(16.0e6, 8.0e6),

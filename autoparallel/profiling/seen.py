@@ -19,6 +19,7 @@ QUERY = ("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"
 MATRIX = ("nvidia-smi", "topo", "-m")
 IBSTAT = ("ibstat",)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_DEVICE_FILE = re.compile(r"nvidia\d+")
 _NEAR = ("PIX", "PXB")
 Say = Callable[[Sequence[str]], str]
 """A program's output, empty when it is missing or fails."""
@@ -129,6 +130,18 @@ def look(say: Say | None = None, sys_root: Path = Path("/sys"), cores: int | Non
         cores=cores or os.cpu_count() or 1,
         missing=tuple(missing),
     )
+
+
+def gpu_count(say: Say | None = None, devices: Path = Path("/dev")) -> int:
+    """GPUs of this machine: those the driver lists, else its device files.
+
+    Args:
+        say: Runs a program; recorded outputs in tests.
+        devices: Where the driver puts its device files.
+    """
+    listed = len(_gpus((say or _say)(QUERY)))
+    files = [file.name for file in devices.glob("nvidia*")]
+    return listed or sum(_DEVICE_FILE.fullmatch(name) is not None for name in files)
 
 
 def _say(words: Sequence[str]) -> str:

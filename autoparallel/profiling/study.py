@@ -327,6 +327,8 @@ class Study:
         measured = len(self.seen.measured)
         asked = "asked for" if measured <= self._top else f"where {self._top} were asked for,"
         self.reason = f"the {measured} layouts {asked} are measured"
+        if measured == 1:
+            self.reason = "the 1 layout asked for is measured"
         return None
 
     def _open(self) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 from autoparallel import catalog
 from autoparallel.catalog_schema import cluster_record, gpu_record, model_record
 from autoparallel.errors import ConfigError, bad_value, nearest, shown
+from autoparallel.files import check_name
 from autoparallel.hardware import Cluster, Gpu
 from autoparallel.model import Model
 from autoparallel.request.compose import (
@@ -186,6 +187,7 @@ def own_folder(name: str, path: str | Path | None) -> Path | None:
     if not useful:
         rule, hint = f"holds none of {', '.join(held)}", "give what calibrate or measure-ops wrote"
         raise bad_value(name, str(path), rule, hint)
+    check_name(name, folder.resolve())
     return folder
 
 

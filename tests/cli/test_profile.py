@@ -132,19 +132,22 @@ def test_bad_input_is_exit_2_and_changes_nothing(run, capsys, monkeypatch, words
     assert stop.value.code == 2, error
     assert said in error
     assert "Traceback" not in error
+    assert ("starting the launcher" in error) == (words[-2] in ("--warm-start", "--storage"))
     assert (run / "plan.json").read_bytes() == before
 
 
-def test_a_device_that_is_not_there_is_every_trial_failed(run):
-    pytest.importorskip("megatron.core")
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    words = ("--device", "cuda", "--top", "1", "--launcher", "subprocess", "--budget", "9m")
-    done = autoparallel(run.parent, "profile", "run", *words)
-    assert done.returncode == 4, done.stderr
-    assert "torch sees no GPU" in done.stderr
-    assert len(Store(run).trials()) == 3
+def test_gpus_that_are_not_there_are_refused_before_a_rank_starts(run, monkeypatch, capsys):
+    from autoparallel.cli import main
+
+    monkeypatch.setattr("autoparallel.profiling.seen.gpu_count", lambda: 0)
+    with pytest.raises(SystemExit) as stop:
+        main(["profile", str(run), "--device", "cuda", "--launcher", "subprocess"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert "puts 2 ranks on GPUs of this machine, which has 0" in error
+    assert "--device cpu" in error
+    assert "starting" not in error
+    assert not (run / "trials").exists()
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("90", 90), ("1.5m", 90), ("2h", 7200)])

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from autoparallel import catalog
 from autoparallel.cost.case import Case
-from autoparallel.cost.context import STEP_LAUNCH, more_steps
 from autoparallel.cost.layer import fsdp_s, layer_time
 from autoparallel.cost.step import (
     StepTime,
@@ -289,19 +288,6 @@ def test_recomputing_more_layers_is_never_faster() -> None:
     times = seconds(case([*texts, "tp2 pp4 mbs1 sp recompute=full/uniform/1"]))
     assert np.all(np.diff(times[:6]) > 0)
     np.testing.assert_allclose(times[5], times[6])
-
-
-def test_host_time_grows_with_every_tensor_parallel_rank() -> None:
-    """Where nothing else takes time, a layer of tp ranks takes 1 + f (tp - 1) of one rank's.
-
-    Further steps of a context-parallel ring come on top.
-    """
-    free = with_constants(dense(), launch_s_per_layer=1.0, launch_tp_factor=0.5)
-    seconds = layer_time(free).total_s
-    tp = np.broadcast_to(np.asarray(free.knobs.tp), np.shape(seconds))
-    plain = np.asarray(free.knobs.granularity) != 2
-    expected = 1 + 0.5 * (tp - 1) + STEP_LAUNCH * more_steps(free)
-    assert np.asarray(seconds)[plain] == pytest.approx(expected[plain], rel=0.02)
 
 
 def test_fp8_is_never_slower_on_hopper() -> None:

@@ -90,7 +90,7 @@ def test_what_runs_as_many_steps_as_it_likes_is_asked_for_more_once():
         asked.append(pick.steps)
         game.tell(pick, result(PREDICTED[pick.candidate]))
     assert asked == [2, 2 * MORE_STEPS]
-    assert "are measured" in game.reason
+    assert game.reason == "the 1 layout asked for is measured"
 
 
 def test_survivors_get_more_steps_and_the_beaten_do_not():

@@ -139,3 +139,16 @@ def test_what_the_worker_cannot_run_is_invalid_and_says_what_to_do(tmp_path):
     result = run_trial(launcher, job("tp1 pp1 mbs1 zero3", 1), tmp_path)
     assert result.outcome == "invalid"
     assert "--command" in result.message
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize(("ranks", "said"), [(16, True), (8, False)])
+def test_trials_name_the_dispatcher_that_exported_files_do_not_use(ranks: int, said: bool) -> None:
+    pytest.importorskip("megatron.core")
+    from autoparallel.profiling.worker.config import deviations
+
+    model = catalog.model("qwen3-30b-a3b")
+    layout = Layout.parse(f"tp1 pp1 ep{ranks} mbs1 zero1")
+    job = Job(model=model, layout=layout, num_gpus=16, global_batch_size=16, seq_length=4096)
+    notes = deviations(job, "te")
+    assert any("alltoall" in note and "deepep" in note for note in notes) == said

@@ -17,6 +17,8 @@ from autoparallel.model import Model
 from autoparallel.profiling.job import Job
 
 VOCABULARY_MULTIPLE = 128
+_NODE_GPUS = 8
+"""Expert groups within a node are all-to-all in the exported files too."""
 
 
 def deviations(job: Job, impl: str) -> tuple[str, ...]:
@@ -25,6 +27,12 @@ def deviations(job: Job, impl: str) -> tuple[str, ...]:
     layout = job.layout
     if layout.context_parallel_size > 1 and impl != "te" and layout.cp_comm_type != "all_gather":
         found.append(f"cpcomm all_gather in place of {layout.cp_comm_type}: no TransformerEngine")
+    ranks = layout.expert_model_parallel_size * layout.expert_tensor_parallel_size
+    if job.model.num_moe_experts and ranks > _NODE_GPUS and layout.framework == "megatron-core":
+        found.append(
+            "experts sent by the alltoall dispatcher, where exported files for several nodes of 8 "
+            "GPUs name flex with deepep: expert traffic may take longer than in the real run"
+        )
     if job.comparable:
         found.append("fp32 with weights that do not depend on the layout, to compare losses")
     return tuple(found)
