@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoparallel.calibration.fit import Data, Fit, fit, log_error
-from autoparallel.calibration.spread import fit_spread, layout_spread
+from autoparallel.calibration.spread import PARTS, fit_spread, layout_spread
 from autoparallel.constants import CONSTANT_NAMES, Constants
 from autoparallel.cost.neighbours import doubt, places
 from autoparallel.cost.step import StepTime, step_time
@@ -266,9 +266,11 @@ def calibrate(
 
 
 def _within(own: Spread, most: Spread) -> Spread:
-    """A family's own runs tell no less than those of all others, however few they are."""
-    least = {f.name: min(getattr(own, f.name), getattr(most, f.name)) for f in fields(Spread)}
-    return Spread(**least)
+    """A family's own runs tell no less of a step's parts than those of all others, if few.
+
+    How unlike two layouts of a job are is the family's own.
+    """
+    return replace(own, **{n: min(getattr(own, n), getattr(most, n)) for n in PARTS})
 
 
 def unseen_errors(rows: Rows, left_out: LeftOut, fits: Mapping[str, Fit]) -> Column:
