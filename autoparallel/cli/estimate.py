@@ -8,6 +8,7 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.layout import Layout
@@ -97,7 +98,8 @@ def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[scr
     lines += plan_view.peak_note(entry)
     lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
     if answer.place is not None:
-        place = f"{answer.place.rank - 1:,} of the {answer.place.of:,} layouts that fit are better"
+        better, fit = answer.place.rank - 1, counted(answer.place.of, "layout")
+        place = f"{better:,} of the {fit} that fit {'is' if better == 1 else 'are'} better"
         short = "" if entry.fits else "it would not fit; "
         lines += screen.prose(f"{short}{place}.", "" if entry.fits else "yellow")
     return [*lines, [("", "")], *plan_view.part_tables(entry)]
