@@ -43,12 +43,15 @@ def estimate_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Say whether one layout is legal and fits, and how fast it is."""
+    from autoparallel.layout import Layout
     from autoparallel.planning import written
 
     positional, overrides = common.split_words(words)
     if bool(positional) == bool(layout):
         problem = "given twice" if layout else "missing"
         raise ConfigError(f"layout: {problem}; write it once, such as 'tp8 pp8 mbs1 sp zero1'")
+    text = positional or layout
+    Layout.parse(text)  # a wrong word is told before what the request lacks
     request = common.request_from(
         {
             "model": model,
@@ -69,7 +72,7 @@ def estimate_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    _answer(request, written(positional or layout, request), as_json=json, quiet=quiet)
+    _answer(request, written(text, request), as_json=json, quiet=quiet)
 
 
 def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: bool) -> None:
