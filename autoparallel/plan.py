@@ -19,7 +19,7 @@ from autoparallel.constants import FITS
 from autoparallel.envelope import Envelope, envelope_values, read_envelope
 from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.layout import Layout
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +211,7 @@ class Plan(Envelope):
 
     def __repr__(self) -> str:
         """The short list, a line a layout."""
-        head = f"<Plan: {self.feasible:,} of {self.considered:,} layouts fit"
+        head = f"<Plan: {self.feasible:,} of {counted(self.considered, 'layout')} fit"
         return "\n".join((head, *(_line(entry) for entry in self.entries))) + ">"
 
     @property

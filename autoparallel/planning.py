@@ -281,7 +281,7 @@ def origin(found: Calibration, step: StepTime) -> Origin:
     )
     published = shares["bubble"]
     return Origin(
-        measured=measured,
+        measured=min(measured, 1.0),  # the shares add up to 1 but for rounding
         published=published,
         assumed=max(0.0, 1 - measured - published),
     )

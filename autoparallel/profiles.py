@@ -190,28 +190,48 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         ProfileError: an unknown block or constant, or a value outside its physical bounds.
     """
-    data = read_yaml(path)
-    if unknown := sorted(data.keys() - set(_KEYS)):
-        raise ProfileError(
-            f"{path.name}: unknown key {shown(unknown[0])}; {nearest(unknown[0], _KEYS)}"
-        )
-    entries = data.get("constants") or {}
-    stated = entries if isinstance(entries, dict) else {}
+    data = profile_data(path, _KEYS)
     return Calibration(
-        family=str(data.get("family", path.stem)),
+        **provenance(path, data),
         constants=record(path, Constants, "constants", data),
         memory=record(path, MemoryConstants, "memory", data),
         spread=record(path, Spread, "spread", data),
-        state="measured",
-        rows=row_count(path, data.get("rows", 0)),
-        measured_names=tuple(
+        nearby=_nearby(path, data.get("nearby")),
+    )
+
+
+def profile_data(path: Path, keys: Sequence[str]) -> Mapping[str, object]:
+    """What a profile file holds, under these keys.
+
+    Raises:
+        ProfileError: an unknown key.
+    """
+    data = read_yaml(path)
+    if unknown := sorted(data.keys() - set(keys)):
+        hint = nearest(unknown[0], keys)
+        raise ProfileError(f"{path.name}: unknown key {shown(unknown[0])}; {hint}")
+    return data
+
+
+def provenance(path: Path, data: Mapping[str, object]) -> dict[str, Any]:
+    """What profiles of training and of serving both say of themselves, as fields of either.
+
+    Raises:
+        ProfileError: the number of rows is no count.
+    """
+    entries = data.get("constants")
+    stated = entries if isinstance(entries, dict) else {}
+    return {
+        "family": str(data.get("family", path.stem)),
+        "state": "measured",
+        "rows": _row_count(path, data.get("rows", 0)),
+        "measured_names": tuple(
             name
             for name, entry in stated.items()
             if isinstance(entry, dict) and entry.get("state") == "measured"
         ),
-        source=str(data.get("source", "")),
-        nearby=_nearby(path, data.get("nearby")),
-    )
+        "source": str(data.get("source", "")),
+    }
 
 
 def _nearby(path: Path, table: object) -> Nearby | None:
@@ -249,7 +269,7 @@ def record(path: Path, kind: type[Any], block: str, data: Mapping[str, object]) 
     return kind(**values)
 
 
-def row_count(path: Path, value: object) -> int:
+def _row_count(path: Path, value: object) -> int:
     """How many runs the constants were fitted to."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**9:
         raise ProfileError(f"{path.name}: rows {shown(value)} is not a count of runs")

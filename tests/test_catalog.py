@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -427,8 +427,21 @@ def test_any_mapping_gives_a_model_or_a_catalog_error(
     assert parameters(model.shape(8)) > 0
 
 
-def test_kimi_k2_thinking_is_kimi_k2_for_sequences_twice_as_long() -> None:
-    plain, thinking = catalog.model("kimi-k2"), catalog.model("kimi-k2-thinking")
-    assert (plain.max_position_embeddings, thinking.max_position_embeddings) == (131072, 262144)
-    same = {"name": plain.name, "max_position_embeddings": plain.max_position_embeddings}
-    assert replace(thinking, **same, training=plain.training, source=plain.source) == plain
+@pytest.mark.parametrize(
+    ("base", "name", "positions"),
+    [
+        ("kimi-k2", "kimi-k2-thinking", 262144),
+        ("qwen2.5-7b", "deepseek-r1-distill-qwen-7b", 131072),
+        ("qwen2.5-14b", "deepseek-r1-distill-qwen-14b", 131072),
+        ("qwen2.5-32b", "deepseek-r1-distill-qwen-32b", 131072),
+        ("qwen2.5-32b", "qwq-32b", 40960),
+        ("mistral-small-24b", "mistral-small-3.1-24b", 131072),
+        ("mistral-small-24b", "mistral-small-3.2-24b", 131072),
+    ],
+)
+def test_a_model_trained_on_for_longer_sequences_keeps_its_dimensions(
+    base: str, name: str, positions: int
+) -> None:
+    plain, longer = catalog.model(base), catalog.model(name)
+    assert plain.max_position_embeddings < longer.max_position_embeddings == positions
+    assert astuple(longer.shape(4096)) == astuple(plain.shape(4096))

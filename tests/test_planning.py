@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoparallel import planning
 from autoparallel.constants import FITS
 from autoparallel.cost.memory import PARTS
+from autoparallel.cost.step import StepTime
 from autoparallel.errors import ConfigError
 from autoparallel.layout import Layout, knobs
 from autoparallel.plan import Plan, PlanEntry
+from autoparallel.profiles import Calibration
 from autoparallel.ranking import setting
 from autoparallel.ranking.short_list import MESH, SAME_MESH
 from autoparallel.request import TrainingRequest, training_request
@@ -121,6 +124,17 @@ def test_numbers_of_an_entry_agree_with_each_other(name: str) -> None:
         assert entry.days > request.tokens / rate / 86_400
         origin = entry.origin
         assert origin.measured + origin.published + origin.assumed == pytest.approx(1)
+
+
+def test_shares_of_a_step_stay_shares_when_they_are_rounded() -> None:
+    names = ("gemm_efficiency", "dp_exposed", "launch_s_per_layer")
+    known = Calibration(family="any", measured_names=names)
+    parts = [f.name for f in fields(StepTime)]
+    for seed in range(200):
+        drawn = np.random.default_rng(seed).uniform(0.1, 2.0, len(parts))
+        step = StepTime(**{**dict(zip(parts, drawn.tolist(), strict=True)), "bubble_s": 0.0})
+        found = planning.origin(known, step)
+        assert 0.999 < found.measured <= 1
 
 
 def test_the_contract_names_every_part() -> None:

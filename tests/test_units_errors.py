@@ -21,6 +21,13 @@ def test_units_are_si_or_binary_as_named() -> None:
     assert units.DAY_S == 24 * 60 * 60
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs"), (2685, "2,685 runs")]
+)
+def test_a_count_of_one_reads_as_one(number: int, text: str) -> None:
+    assert units.counted(number, "run") == text
+
+
 def test_a_product_of_units_stays_a_float_column() -> None:
     tokens = np.array([300], dtype=np.int64) * units.GB
     assert tokens.dtype == np.float64

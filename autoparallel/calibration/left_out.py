@@ -11,6 +11,7 @@ import numpy as np
 
 from autoparallel.calibration.training import LeftOut, Rows, leave_one_group_out
 from autoparallel.cost.step import StepTime
+from autoparallel.units import counted
 
 Progress = Callable[[str], None]
 
@@ -29,7 +30,7 @@ def left_out(rows: Rows, *, workers: int = 2, progress: Progress = lambda text: 
         waiting = [pool.submit(_one, group) for group in groups]
         for done, future in enumerate(as_completed(waiting), start=1):
             found.append(future.result())
-            progress(f"{done} of {len(groups)} split groups left out")
+            progress(f"{done} of {counted(len(groups), 'split group')} left out")
     finally:
         pool.shutdown(cancel_futures=True)
     return merged(found)

@@ -32,6 +32,7 @@ from autoparallel.constants import NORMAL_90, MemoryConstants, bounds
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import Reading
 from autoparallel.profiles import Calibration
+from autoparallel.units import counted
 
 Column = NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -81,7 +82,7 @@ def run(
     count = sum(1 for r in readings if r.run.seconds)
     if count < MIN_ROWS:
         raise ProfileError(
-            f"iteration_s: {count} timed runs; a calibration needs {MIN_ROWS} or more"
+            f"iteration_s: {counted(count, 'timed run')}; a calibration needs {MIN_ROWS} or more"
         )
     rows = timed_rows(readings)
     blind = left_out(rows, workers=workers, progress=progress) if leave_one_out else None

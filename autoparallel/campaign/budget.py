@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.store import Trial
+from autoparallel.units import counted
 
 _CUT = "cut by the campaign's end"
 ENOUGH_STEPS = 2
@@ -44,7 +45,7 @@ class Budget:
 
 def cut(result: Result, steps: int) -> Result:
     """A trial that the campaign's end cut: nothing was wrong with it, and it says so."""
-    note = f"{_CUT} after {len(result.step_s)} of {steps} timed steps"
+    note = f"{_CUT} after {len(result.step_s)} of {counted(steps, 'timed step')}"
     return replace(result, stopped_early=False, deviations=(*result.deviations, note))
 
 

@@ -28,6 +28,7 @@ from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.study import noise
 from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
+from autoparallel.units import counted
 
 ROWS_FILE = "measured.csv"
 PROFILES_FOLDER = "profiles"
@@ -106,7 +107,8 @@ def _recalibrated(run: Path, request: TrainingRequest, rows: Sequence[MeasuredRu
         state="measured",
         borrowed_from="",
         rows=len(timed.readings),
-        source=f"{ROWS_FILE}: {len(timed.readings)} trials, near {known.lender or family}",
+        source=f"{ROWS_FILE}: {counted(len(timed.readings), 'trial')}, "
+        f"near {known.lender or family}",
     )
     profile = Profile(calibration=rounded(found), groups=tuple(dict.fromkeys(timed.data.groups)))
     path = write_profile(run / PROFILES_FOLDER, profile)

@@ -17,6 +17,7 @@ from autoparallel.plan import PlanEntry
 from autoparallel.planning import estimate
 from autoparallel.profiling.job import Job, Result, timing
 from autoparallel.request import TrainingRequest
+from autoparallel.units import counted
 
 _COMMUNICATION = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "dp_comm_s", "pp_comm_s")
 _PREDICTED_WAITING = "communication and bubble are predicted, not measured"
@@ -167,7 +168,8 @@ def _carried_over(request: TrainingRequest, entry: PlanEntry, job: Job, result: 
         raise bad_value("--mode", "proxy", "has no legal smaller job here", "use --mode rank")
     whole = replace(job, num_gpus=request.num_gpus, global_batch_size=request.global_batch_size)
     note = (
-        f"extrapolated from {job.num_gpus} ranks and {job.model.num_layers} layers: "
+        f"extrapolated from {counted(job.num_gpus, 'rank')} and "
+        f"{counted(job.model.num_layers, 'layer')}: "
         f"time x {time_ratio:.4g}, memory x {room_ratio:.4g}"
     )
     return replace(

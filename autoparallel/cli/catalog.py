@@ -11,6 +11,7 @@ import typer
 
 from autoparallel.cli import common
 from autoparallel.errors import bad_value, nearest
+from autoparallel.units import counted
 
 GROUPS = {
     "models": "model",
@@ -47,7 +48,7 @@ def list_verb(
         return
     columns = list(rows[0]) if rows else ["name"]
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    common.print_table(f"{len(rows)} {kind}s", columns, cells)
+    common.print_table(counted(len(rows), kind), columns, cells)
 
 
 @app.command("show")

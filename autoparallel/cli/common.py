@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 import typer
 
 from autoparallel.errors import ConfigError, bad_value
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -233,8 +234,6 @@ def _again(saved: Path, folders: Mapping[str, Path | None]) -> TrainingRequest:
 
 def moved(request: Request, folders: Mapping[str, Path | None]) -> Request:
     """A saved request; folders given now take the place of the saved ones."""
-    from dataclasses import replace
-
     given: dict[str, Any] = {
         name: str(path.resolve()) for name, path in folders.items() if path is not None
     }
@@ -247,7 +246,7 @@ def entry_of_rank(plan: Any, rank: int, what: str) -> Any:
     Args:
         plan: A plan of training or of serving.
         rank: What the user asked for, from 1.
-        what: What its entries are called.
+        what: What one of its entries is called.
 
     Raises:
         ConfigError: the plan has no such place.
@@ -257,7 +256,7 @@ def entry_of_rank(plan: Any, rank: int, what: str) -> Any:
             return entry
     most = len(plan.entries)
     hint = f"give 1 to {most}" if most else "search for more GPUs or other limits first"
-    raise bad_value("--rank", rank, f"is not in a plan of {most} {what}", hint)
+    raise bad_value("--rank", rank, f"is not in a plan of {counted(most, what)}", hint)
 
 
 def split_words(words: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.layout import Layout
@@ -42,12 +43,15 @@ def estimate_verb(
     quiet: common.QuietFlag = False,
 ) -> None:
     """Say whether one layout is legal and fits, and how fast it is."""
+    from autoparallel.layout import Layout
     from autoparallel.planning import written
 
     positional, overrides = common.split_words(words)
     if bool(positional) == bool(layout):
         problem = "given twice" if layout else "missing"
         raise ConfigError(f"layout: {problem}; write it once, such as 'tp8 pp8 mbs1 sp zero1'")
+    text = positional or layout
+    Layout.parse(text)  # a wrong word is told before what the request lacks
     request = common.request_from(
         {
             "model": model,
@@ -68,7 +72,7 @@ def estimate_verb(
         config_dir=config_dir,
         profiles_dir=profiles_dir,
     )
-    _answer(request, written(positional or layout, request), as_json=json, quiet=quiet)
+    _answer(request, written(text, request), as_json=json, quiet=quiet)
 
 
 def _answer(request: TrainingRequest, layout: Layout, *, as_json: bool, quiet: bool) -> None:
@@ -97,7 +101,8 @@ def _screen(request: TrainingRequest, answer: Estimate, quiet: bool) -> list[scr
     lines += plan_view.peak_note(entry)
     lines += screen.legend(entry.parts or {}, screen.firm(entry.layout))
     if answer.place is not None:
-        place = f"{answer.place.rank - 1:,} of the {answer.place.of:,} layouts that fit are better"
+        better, fit = answer.place.rank - 1, counted(answer.place.of, "layout")
+        place = f"{better:,} of the {fit} that fit {'is' if better == 1 else 'are'} better"
         short = "" if entry.fits else "it would not fit; "
         lines += screen.prose(f"{short}{place}.", "" if entry.fits else "yellow")
     return [*lines, [("", "")], *plan_view.part_tables(entry)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +13,33 @@ from autoparallel.cli import common
 from autoparallel.errors import bad_value
 
 TORCHRUN = "torchrun"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is to be exported, and where to: what plans of both kinds have in common."""
+
+    run: Path
+    rank: int
+    out: Path | None
+    site: str | None
+    config_dir: Path | None
+    json: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where the files go: beside the plan unless somewhere else is named."""
+        return self.out or (self.run if self.run.is_dir() else self.run.parent)
+
+    def request(self, kind: type[common.Request], saved: Mapping[str, Any]) -> common.Request:
+        """The plan's request, with the catalog and the site that are named now."""
+        from autoparallel.request import site_record
+
+        request = kind.from_mapping(saved, f"{self.run} request")
+        request = common.moved(request, {"config_dir": self.config_dir})
+        if self.site is None:
+            return request
+        return replace(request, site=site_record(self.site, request.config_path))
 
 
 def export_verb(
@@ -42,42 +71,28 @@ def export_verb(
     """Write the launch files of one layout or deployment of a plan."""
     from autoparallel.envelope import plan_kind
 
+    asked = _Asked(run=run, rank=rank, out=out, site=site, config_dir=config_dir, json=json)
     if plan_kind(run) == "serving":
         if launcher != TORCHRUN:
             rule = "starts training jobs, and this plan serves"
             raise bad_value("--launcher", launcher, rule, "leave it out, or --to kubernetes")
-        _export_serving(run, rank, out, site, to or None, config_dir, json)
+        _export_serving(asked, to or None)
     else:
-        _export_training(run, rank, out, site, to, launcher, config_dir, json)
+        _export_training(asked, to, launcher)
 
 
-def _export_training(
-    run: Path,
-    rank: int,
-    out: Path | None,
-    site: str | None,
-    to: str,
-    launcher: str,
-    config_dir: Path | None,
-    json: bool,
-) -> None:
+def _export_training(asked: _Asked, to: str, launcher: str) -> None:
     """Write the launch files of one layout of a training plan."""
-    from dataclasses import replace
-
     from autoparallel.cli.launch import launch_files, write_files
     from autoparallel.plan import load_plan
-    from autoparallel.request import TrainingRequest, site_record
+    from autoparallel.request import TrainingRequest
 
-    plan = load_plan(run)
-    saved = TrainingRequest.from_mapping(plan.request, f"{run} request")
-    request = common.moved(saved, {"config_dir": config_dir})
-    if site is not None:
-        request = replace(request, site=site_record(site, request.config_path))
-    entry = common.entry_of_rank(plan, rank, "layouts")
+    plan = load_plan(asked.run)
+    request = asked.request(TrainingRequest, plan.request)
+    entry = common.entry_of_rank(plan, asked.rank, "layout")
     name, found = launch_files(request, entry.layout, to, launcher)
-    folder = out or (run if run.is_dir() else run.parent)
-    written = [str(path) for path in write_files(folder, name, found)]
-    if json:
+    written = [str(path) for path in write_files(asked.folder, name, found)]
+    if asked.json:
         answer = {
             "layout": str(entry.layout),
             "to": name,
@@ -94,32 +109,18 @@ def _export_training(
         typer.echo(f"site {request.site.name}: {launcher} has no place for {settings}", err=True)
 
 
-def _export_serving(
-    run: Path,
-    rank: int,
-    out: Path | None,
-    site: str | None,
-    target: str | None,
-    config_dir: Path | None,
-    json: bool,
-) -> None:
+def _export_serving(asked: _Asked, target: str | None) -> None:
     """Write the launch files of one deployment of a serving plan."""
-    from dataclasses import replace
-
     from autoparallel.cli.serving_launch import write_serving_files
     from autoparallel.reporting.serving_wording import deployment
-    from autoparallel.request import ServingRequest, site_record
+    from autoparallel.request import ServingRequest
     from autoparallel.serving_plan import load_serving_plan
 
-    plan = load_serving_plan(run)
-    saved = ServingRequest.from_mapping(plan.request, f"{run} request")
-    request = common.moved(saved, {"config_dir": config_dir})
-    if site is not None:
-        request = replace(request, site=site_record(site, request.config_path))
-    entry = common.entry_of_rank(plan, rank, "deployments")
-    folder = out or (run if run.is_dir() else run.parent)
-    written = [str(path) for path in write_serving_files(request, entry, folder, target)]
-    if json:
+    plan = load_serving_plan(asked.run)
+    request = asked.request(ServingRequest, plan.request)
+    entry = common.entry_of_rank(plan, asked.rank, "deployment")
+    written = [str(path) for path in write_serving_files(request, entry, asked.folder, target)]
+    if asked.json:
         common.print_json({"deployment": deployment(entry), "files": written})
     else:
         typer.echo("\n".join(written))

@@ -12,6 +12,7 @@ import typer
 from autoparallel.cli import common, screen
 from autoparallel.cli import infer_flags as flag
 from autoparallel.errors import ConfigError, NothingFitsError
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.request import ServingRequest
@@ -205,9 +206,9 @@ def _nothing(solved: Solved) -> str:
         )
     miss = nearest_miss(solved)
     if miss is None:
-        lines = [f"plan: none of {plan.evaluated:,} legal deployments fits in memory"]
+        lines = [f"plan: none of {counted(plan.evaluated, 'legal deployment')} fits in memory"]
     else:
-        lines = [f"plan: none of {plan.evaluated:,} legal deployments keeps the limits"]
+        lines = [f"plan: none of {counted(plan.evaluated, 'legal deployment')} keeps the limits"]
         lines.append(f"nearest miss: {miss.backend} {miss.mode}, {deployment(miss)}")
         seen = miss_ms(solved)
         for name, value in seen.items():

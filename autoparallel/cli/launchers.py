@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from autoparallel.errors import bad_value, nearest
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.launcher import Launcher
@@ -102,8 +103,7 @@ def check_gpus(ranks: int, there: int) -> None:
         ConfigError: the machine has no GPU.
     """
     if there == 0:
-        asked = "1 rank" if ranks == 1 else f"{ranks} ranks"
-        rule = f"puts {asked} on GPUs of this machine, which has {there}"
+        rule = f"puts {counted(ranks, 'rank')} on GPUs of this machine, which has {there}"
         hint = "use --device cpu to rehearse, or --launcher ray, slurm or kubernetes for GPUs"
         raise bad_value("--launcher", "subprocess", rule, f"{hint} elsewhere")
 

@@ -16,6 +16,7 @@ from autoparallel.cli.launchers import (
     SiteFlag,
     errand_launcher,
 )
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.operators.measure import Measured
@@ -102,7 +103,7 @@ def measure_ops_verb(
 def _told(found: Measured) -> str:
     """What was measured, and what to do with it."""
     if found.left:
-        told = f"{found.taken} samples taken on {found.host}, {found.left} to go"
+        told = f"{counted(found.taken, 'sample')} taken on {found.host}, {found.left} to go"
         return f"{told}; run it again to go on"
     files = ", ".join(found.files)
     return f"{found.folder / 'operators'}: {files}; use it with --profiles-dir {found.folder}"

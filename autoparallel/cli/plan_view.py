@@ -11,7 +11,7 @@ from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
 from autoparallel.reporting import wording
 from autoparallel.reporting.wording import day_digits, part_name, time_scale, time_text
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated
@@ -60,7 +60,7 @@ def nothing_of(name: str, plan: Plan) -> list[Line]:
     if plan.entries:
         return []
     if plan.legal:
-        return prose(f"{name}: none of {plan.legal:,} legal layouts fits.")
+        return prose(f"{name}: none of {counted(plan.legal, 'legal layout')} fits.")
     from autoparallel.rules import binding
 
     rule = binding(plan.pruned)
@@ -235,7 +235,7 @@ def sieve(plan: Plan) -> list[Line]:
         rules.append(firm(f"others {sum(n for _, n in top[SHOWN_RULES:]):,}"))
     missing = plan.evaluated - plan.feasible
     text = (
-        f"{plan.considered:,} layouts considered, {plan.legal:,} legal, "
+        f"{counted(plan.considered, 'layout')} considered, {plan.legal:,} legal, "
         f"{plan.evaluated:,} evaluated, {plan.feasible:,} fit, "
         f"in {plan.search_s:.2f} s ({rate:,.0f} a second). "
         f"Left out: {', '.join(rules) or 'none'} by rule; {missing:,} by memory."
@@ -247,10 +247,10 @@ def rests_on(where: Setting, entry: PlanEntry | None) -> list[Line]:
     """Where the constants behind the numbers come from, and what measured runs near say besides."""
     found = where.calibration
     if found.state == "measured":
-        text = f"Numbers rest on {found.rows} measured runs of {found.family}"
+        text = f"Numbers rest on {counted(found.rows, 'measured run')} of {found.family}"
     elif found.borrowed_from:
         text = f"Numbers for {found.family} are borrowed from {found.lender}"
-        text += f" ({found.rows:,} runs)"
+        text += f" ({counted(found.rows, 'run')})"
     else:
         text = f"Numbers for {found.family} are assumed"
     text += f" ({found.source})" if found.source else ""

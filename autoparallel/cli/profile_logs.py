@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoparallel.cli.outcome import complain
 from autoparallel.errors import ConfigError, LaunchError
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,10 @@ def campaign_of_logs(
             store.append(one.job, one.result)
     campaign = Campaign(run, plan, request, settings, CommandLauncher())
     known = sum(one.job is not None for one in found)
-    campaign.outcome.reason = f"{known} of {len(found)} runs in {logs} are of this plan"
+    verb = "is" if known == 1 or len(found) == 1 else "are"
+    campaign.outcome.reason = (
+        f"{known} of {counted(len(found), 'run')} in {logs} {verb} of this plan"
+    )
     if not known:
         raise LaunchError(f"--from-logs: {campaign.outcome.reason}; {found[0].why}")
     return campaign

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA, TRIAL_SIGMA
-from autoparallel.units import GIB, MS
+from autoparallel.units import GIB, MS, counted
 
 if TYPE_CHECKING:
     from autoparallel.campaign import Event
@@ -69,7 +69,8 @@ def _ended(event: Event) -> str:
 
 def _cut(event: Event) -> str:
     """How far a trial came that counts for nothing."""
-    return f"cut by the campaign's end after {event.step} of {event.steps} steps, not counted"
+    steps = counted(event.steps, "step")
+    return f"cut by the campaign's end after {event.step} of {steps}, not counted"
 
 
 def _said(result: Result) -> str:
@@ -79,11 +80,7 @@ def _said(result: Result) -> str:
     early = ", stopped early" if result.stopped_early else ""
     mad = (result.iteration_s_mad or 0.0) / MS
     seconds = (result.iteration_s or 0.0) / MS
-    return f"{seconds:.4g} ± {mad:.2g} ms a step, {_steps_text(len(result.step_s))}{early}"
-
-
-def _steps_text(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
+    return f"{seconds:.4g} ± {mad:.2g} ms a step, {counted(len(result.step_s), 'step')}{early}"
 
 
 def table(plan: Plan) -> list[screen.Line]:
@@ -151,8 +148,8 @@ def summary(folder: Path, found: Recorded, outcome: Outcome) -> list[screen.Line
         lines += screen.prose(f"Note: {note}.", "yellow")
     if outcome.damaged:
         lost = outcome.damaged
-        damaged = "1 damaged line" if lost == 1 else f"{lost} damaged lines"
-        text = f"{damaged} of the journal {'was' if lost == 1 else 'were'} left out."
+        verb = "was" if lost == 1 else "were"
+        text = f"{counted(lost, 'damaged line')} of the journal {verb} left out."
         lines += screen.prose(text, "yellow")
     best = outcome.study.best()
     if best is not None:
@@ -174,8 +171,7 @@ def _worth(found: Recorded, outcome: Outcome) -> str:
         return "Nothing was measured."
     one = next(iter(measured.values()))
     how = ", ".join(word for word in (one.impl and f"{one.impl} kernels", one.backend) if word)
-    layouts = "1 layout" if len(measured) == 1 else f"{len(measured)} layouts"
-    text = f"{layouts} measured in mode {one.mode} on {one.device}"
+    text = f"{counted(len(measured), 'layout')} measured in mode {one.mode} on {one.device}"
     text += f" ({how})" if how else ""
     if found.bias is not None:
         text += f"; measured over predicted {found.bias:.3g} in the median"

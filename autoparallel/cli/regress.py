@@ -96,9 +96,9 @@ def _choice(run: Path, rank: int) -> tuple[Mapping[str, Any], str, float | None]
 
     if plan_kind(run) == "serving":
         served = load_serving_plan(run)
-        return served.request, deployment(common.entry_of_rank(served, rank, "entries")), None
+        return served.request, deployment(common.entry_of_rank(served, rank, "deployment")), None
     plan = load_plan(run)
-    entry = common.entry_of_rank(plan, rank, "entries")
+    entry = common.entry_of_rank(plan, rank, "layout")
     return plan.request, str(entry.layout), entry.iteration_s
 
 

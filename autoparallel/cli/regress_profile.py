@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli.launchers import launcher
 from autoparallel.errors import ConfigError, LaunchError, bad_value
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.job import Job, Result
@@ -97,7 +98,9 @@ def _samples(results: Sequence[Result], how: Profile) -> Samples:
     if len(peaks) == len(results) and results[0].memory_kind != "rss":
         values["memory_bytes"] = peaks
     first = results[0]
-    source = f"profile: {how.where}, {first.device}, {first.impl}, {how.steps} steps a run"
+    source = (
+        f"profile: {how.where}, {first.device}, {first.impl}, {counted(how.steps, 'step')} a run"
+    )
     return Samples(source=source, values=values)
 
 

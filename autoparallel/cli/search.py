@@ -10,6 +10,7 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.errors import ConfigError, NothingFitsError
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated
@@ -211,11 +212,11 @@ def _fewer(request: TrainingRequest, seconds: float | None) -> list[screen.Line]
     if found is None:
         return []
     spare = request.num_gpus - found.num_gpus
-    kept = "1 node" if found.spare_nodes == 1 else f"{found.spare_nodes:,} nodes"
+    kept = counted(found.spare_nodes, "node")
     if spare % request.cluster.gpus_per_node:
-        kept = f"{spare:,} GPUs"
+        kept = counted(spare, "GPU")
     text = (
-        f"{request.num_gpus:,} GPUs: use {found.num_gpus:,} and keep {kept} spare: "
+        f"{counted(request.num_gpus, 'GPU')}: use {found.num_gpus:,} and keep {kept} spare: "
         f"{screen.firm(found.layout)}, {time_text(found.iteration_s)} a step"
     )
     text += f" ({found.gain:.0%} less)." if found.gain is not None else "."
@@ -285,7 +286,7 @@ def _shortfall(plan: Plan, where: Setting, nearest: Table) -> list[str]:
     miss = shortfall(where, nearest)
     part, size = miss.largest
     return [
-        f"plan: none of {plan.evaluated:,} legal layouts fits",
+        f"plan: none of {counted(plan.evaluated, 'legal layout')} fits",
         f"closest: {miss.layout}",
         f"  needs {miss.memory_bytes / GIB:.1f} of {miss.capacity_bytes / GIB:.1f} GiB, "
         f"{miss.short_bytes / GIB:.1f} GiB too much; "
@@ -300,5 +301,5 @@ def _remedy(found: Remedy) -> list[str]:
     seconds = time_text(found.iteration_s)
     return [
         f"would fit: {found.flags}",
-        f"  {found.feasible:,} layouts, best {found.best}, {seconds} a step",
+        f"  {counted(found.feasible, 'layout')}, best {found.best}, {seconds} a step",
     ]

@@ -12,7 +12,7 @@ from autoparallel.constants import NORMAL_90
 from autoparallel.reporting import serving_wording
 from autoparallel.reporting.serving_wording import deployment, outcome, rate
 from autoparallel.reporting.wording import number
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 if TYPE_CHECKING:
     from autoparallel.inference.calibrated import ServingCalibration
@@ -103,8 +103,8 @@ def decision(entry: ServingEntry, tied: int, request: ServingRequest) -> list[Li
     """What to take, in one sentence, and what else there is to know before."""
     text = f"Take {firm(entry.backend)} {entry.mode}, {firm(deployment(entry))}: {outcome(entry)}."
     if tied:
-        others = "1 other (=) is" if tied == 1 else f"{tied} others (=) are"
-        text += f" {others} within the model's resolution of it."
+        verb = "is" if tied == 1 else "are"
+        text += f" {counted(tied, 'other')} (=) {verb} within the model's resolution of it."
     idle = request.num_gpus + request.prefill_gpus - entry.gpus
     if request.num_gpus and idle > 0:
         text += f" {idle} of {request.num_gpus + request.prefill_gpus} GPUs stay idle."
@@ -145,7 +145,7 @@ def sieve(plan: ServingPlan) -> list[Line]:
     """How many deployments were looked at, how fast, and which rules left most out."""
     rules = [firm(f"{rule} {count:,}") for rule, count in list(plan.pruned.items())[:SHOWN_RULES]]
     text = (
-        f"{plan.considered:,} deployments considered, {plan.evaluated:,} evaluated, "
+        f"{counted(plan.considered, 'deployment')} considered, {plan.evaluated:,} evaluated, "
         f"{plan.feasible:,} fit and keep the limits, in {plan.search_s:.2f} s. "
         f"Left out by rule: {', '.join(rules) or 'none'}."
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Line
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.sweep import Limits, SweepResult
@@ -96,13 +97,15 @@ def notes(
     for item in break_evens(results)[:SHOWN]:
         price = f" (USD {item.usd_per_gpu_hour:.2f})" if item.usd_per_gpu_hour else ""
         text = (
-            f"Break-even on {item.num_gpus:,} GPUs, {item.model} at {item.seq_length}: "
+            f"Break-even on {counted(item.num_gpus, 'GPU')}, {item.model} at {item.seq_length}: "
             f"a GPU-hour of {item.cluster} is worth {item.ratio:.2f} of {item.other}{price}."
         )
         lines += screen.prose(text)
     lost = sum(result.state != "ok" for result in results)
     if lost:
-        lines += screen.prose(f"{lost} of {len(results)} cases have no layout.", "yellow")
+        verb = "has" if lost == 1 else "have"
+        text = f"{lost:,} of {counted(len(results), 'case')} {verb} no layout."
+        lines += screen.prose(text, "yellow")
     return lines
 
 
@@ -137,7 +140,7 @@ def _decision(best: SweepResult, limits: Limits, objective: str, other_lengths: 
 def _spare(result: SweepResult) -> str:
     """`1,000 GPUs: use 960`, with what it buys."""
     job = f"{result.model} under {result.framework}"
-    start = f"{result.num_gpus:,} GPUs of {result.cluster}, {job}: use {result.use_gpus:,}"
+    start = f"{counted(result.num_gpus, 'GPU')} of {result.cluster}, {job}: use {result.use_gpus:,}"
     if result.iteration_s is None:
         return f"{start}, which has a layout; the rest are spares."
     gain = 1 - (result.use_gpus_iteration_s or 0.0) / result.iteration_s
@@ -148,7 +151,8 @@ def nothing_within(results: Sequence[SweepResult], limits: Limits) -> str:
     """The nearest case, or why there is none."""
     usable = [r for r in results if r.state == "ok"]
     if not usable:
-        return f"sweep: none of {len(results)} cases has a layout; the first: {results[0].message}"
+        cases = counted(len(results), "case")
+        return f"sweep: none of {cases} has a layout; the first: {results[0].message}"
     shortest = min(
         (r for r in usable if r.days is not None), key=lambda r: r.days or 0, default=None
     )
@@ -158,6 +162,6 @@ def nothing_within(results: Sequence[SweepResult], limits: Limits) -> str:
     missing = limits.max_usd is not None and all(r.cost_usd is None for r in usable)
     hint = "; no case has a price, give --price CLUSTER=USD" if missing else ""
     return (
-        f"sweep: none of {len(usable)} cases stays within the limits; the shortest takes "
-        f"{shortest.days:,.1f} days{cost} on {shortest.num_gpus:,} x {shortest.cluster}{hint}"
+        f"sweep: none of {counted(len(usable), 'case')} stays within the limits; the shortest "
+        f"takes {shortest.days:,.1f} days{cost} on {shortest.num_gpus:,} x {shortest.cluster}{hint}"
     )

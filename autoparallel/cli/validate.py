@@ -10,6 +10,7 @@ import typer
 
 from autoparallel.cli import common
 from autoparallel.errors import bad_value
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.scoreboard import Score
@@ -67,7 +68,7 @@ def _score(files: Sequence[Path], config_dir: Path | None, profiles_dir: Path | 
 def _first_line(score: Score) -> str:
     about = f", {score.approximated} of them with a related framework's record"
     return (
-        f"{score.scored} of {score.rows} rows of {', '.join(score.files)} predicted"
+        f"{score.scored:,} of {counted(score.rows, 'row')} of {', '.join(score.files)} predicted"
         f"{about if score.approximated else ''}"
     )
 

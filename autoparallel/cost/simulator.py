@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 from autoparallel.cost.schedule import Stages
@@ -59,14 +58,12 @@ class Timeline:
 
     `total_s` is the time the pipeline adds to a step: first start to last end, except for `zb2p`,
     where it is the longest single rank (with optimizer post-validation ranks enter the next step
-    without waiting for each other, arXiv 2401.10241 section 4). `peak_in_flight` counts chunk
-    activations alive on a rank, each from its forward until its last gradient.
+    without waiting for each other, arXiv 2401.10241 section 4).
     """
 
     ranks: tuple[tuple[Event, ...], ...]
     total_s: float
     busy_s: tuple[float, ...]
-    peak_in_flight: tuple[int, ...]
 
     @property
     def idle_s(self) -> tuple[float, ...]:
@@ -416,16 +413,10 @@ def _require_finished(done: list[int], programs: Sequence[Sequence[object]]) -> 
 
 
 def _timeline(events: _Events, schedule: str) -> Timeline:
-    split = schedule in _DEFERRED
     longest = max(rank[-1].end_s - rank[0].start_s for rank in events)
     last = max(rank[-1].end_s for rank in events)
     return Timeline(
         ranks=tuple(tuple(rank) for rank in events),
         total_s=longest if schedule == "zb2p" else last,
         busy_s=tuple(sum(e.end_s - e.start_s for e in rank) for rank in events),
-        peak_in_flight=tuple(_peak(rank, "W" if split else "B") for rank in events),
     )
-
-
-def _peak(events: list[Event], release: str) -> int:
-    return max(accumulate((e.kind == "F") - (e.kind == release) for e in events))

@@ -20,6 +20,7 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
+from autoparallel.units import counted
 
 VERSION = "0.5.23"
 IMAGE = f"lmsysorg/sglang:v{VERSION}"
@@ -58,7 +59,10 @@ def files(deployed: Deployment) -> dict[str, str]:
     placed = servers(deployed)
     nodes = node_count(placed)
     commands = [line for server in placed for line in _lines(deployed, server, nodes)]
-    head = [f"SGLang {VERSION}: pip install 'sglang=={VERSION}'", f"{len(placed)} servers."]
+    head = [
+        f"SGLang {VERSION}: pip install 'sglang=={VERSION}'",
+        f"{counted(len(placed), 'server')}.",
+    ]
     if deployed.disaggregated or len(placed) > 1:
         head += ["One address for all of them: the router of the package sglang-router."]
     texts = {"run.sh": node_script(head, commands, deployed.environment)}

@@ -24,6 +24,7 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
+from autoparallel.units import counted
 
 VERSION = "1.3.0rc29"
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}"
@@ -80,7 +81,7 @@ def files(deployed: Deployment) -> dict[str, str]:
     nodes = node_count(placed)
     commands = [_line(deployed, server, nodes) for server in placed]
     commands += idle(placed)
-    head = [f"TensorRT-LLM {VERSION}, container {IMAGE}", f"{len(placed)} servers."]
+    head = [f"TensorRT-LLM {VERSION}, container {IMAGE}", f"{counted(len(placed), 'server')}."]
     if deployed.entry.precision == "nvfp4" or not deployed.published_precision:
         head.append(f"Give a checkpoint in {deployed.entry.precision} in place of the id.")
     if any(server.nodes > 1 for server in placed):

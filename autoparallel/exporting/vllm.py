@@ -22,6 +22,7 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
+from autoparallel.units import counted
 
 VERSION = "0.33.0"
 IMAGE = f"vllm/vllm-openai:v{VERSION}"
@@ -60,7 +61,7 @@ def files(deployed: Deployment) -> dict[str, str]:
     placed = servers(deployed)
     nodes = node_count(placed)
     commands = [line for server in placed for line in _lines(deployed, server, nodes)]
-    head = [f"vLLM {VERSION}: pip install vllm=={VERSION}", f"{len(placed)} servers."]
+    head = [f"vLLM {VERSION}: pip install vllm=={VERSION}", f"{counted(len(placed), 'server')}."]
     if deployed.disaggregated:
         head += ["Prefill and decode servers answer together behind a proxy for the NixlConnector,"]
         head += ["such as vLLM's toy_proxy_server.py, or Dynamo's frontend (launch/dynamo)."]

@@ -8,14 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autoparallel.errors import ProfileError, nearest
+from autoparallel.errors import ProfileError
 from autoparallel.inference.constants import (
     ENGINE_NAMES,
     ServingConstants,
     expected,
 )
-from autoparallel.profiles import GENERATIONS, record, row_count
-from autoparallel.strict_yaml import read_yaml
+from autoparallel.profiles import GENERATIONS, profile_data, provenance, record
 
 FOLDER = "serving"
 EVERYTHING = "all"
@@ -161,24 +160,12 @@ def read_serving(path: Path) -> ServingCalibration:
     Raises:
         ProfileError: an unknown block or constant, or a value outside its physical bounds.
     """
-    data: Mapping[str, object] = read_yaml(path)
-    if unknown := sorted(data.keys() - set(_KEYS)):
-        raise ProfileError(f"{path.name}: unknown key {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
-    entries = data.get("constants") or {}
-    stated = entries if isinstance(entries, dict) else {}
+    data = profile_data(path, _KEYS)
     return ServingCalibration(
-        family=str(data.get("family", path.stem)),
+        **provenance(path, data),
         constants=record(path, ServingConstants, "constants", data),
         spread=record(path, ServingSpread, "spread", data),
-        state="measured",
-        rows=row_count(path, data.get("rows", 0)),
-        measured_names=tuple(
-            name
-            for name, entry in stated.items()
-            if isinstance(entry, dict) and entry.get("state") == "measured"
-        ),
         gpus=_gpus(path, data.get("gpus")),
-        source=str(data.get("source", "")),
     )
 
 

@@ -28,14 +28,13 @@ class OfflineRun:
     """An offline run of a replica; every field is a scalar or [N].
 
     Attributes:
-        running: Requests that run at once at most; `mean_running` on average.
+        running: Requests that run at once at most.
         steps: Steps of the run, `prompt_steps` of them with prompts.
         decode, prompt: Parts of a step without and with prompts, at the mean.
         seconds: The whole run.
     """
 
     running: Num
-    mean_running: Num
     steps: Num
     prompt_steps: Num
     decode: StepTime
@@ -78,7 +77,6 @@ def offline_run(setting: Setting, instance: Instance, load: Load, requests: Num)
     without = np.maximum(steps - mixed * prompt_steps, 0.0)
     return OfflineRun(
         running=most * lanes,
-        mean_running=mean * lanes,
         steps=steps,
         prompt_steps=prompt_steps,
         decode=decode,

@@ -24,6 +24,7 @@ from autoparallel.profiling.job import (
     Result,
     timing,
 )
+from autoparallel.units import counted
 
 END_MARK = "autoparallel-rank-end "
 STEP_MARK = "autoparallel-step "
@@ -136,7 +137,8 @@ def joined(
     failures += [(e.outcome, f"rank {e.rank}: {e.message}") for e in ends if e.outcome != "ok"]
     outcome, message = min(failures, key=lambda f: _TELLING.index(f[0]), default=("ok", ""))
     if not failures and len(ends) < job.processes:
-        outcome, message = "crash", f"only {len(ends)} of {job.processes} ranks came to their end"
+        asked = counted(job.processes, "rank")
+        outcome, message = "crash", f"only {len(ends)} of {asked} came to their end"
     first = ends[0] if ends else RankEnd(rank=0, outcome=outcome)
     timed = first.step_s if first.rank == 0 and first.step_s else tuple(steps)
     memory, kind = _peak_memory(ends)

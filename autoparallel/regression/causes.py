@@ -15,6 +15,7 @@ from autoparallel.constants import FITS
 from autoparallel.regression.kinds import Numbers, Standing, Today
 from autoparallel.regression.lock import Lock
 from autoparallel.regression.words import figure_text, percent, value_text
+from autoparallel.units import counted
 
 NAMED = 5
 """Causes that are named; the rest is counted."""
@@ -153,7 +154,9 @@ def _rule_counts(lock: Lock, today: Today) -> Iterable[Cause]:
         rule = name.removeprefix("pruned.")
         if moves[name] and rule != "memory":
             before, after = lock.counts.get(name, 0), today.counts.get(name, 0)
-            text = f"the rule {rule} leaves out {after:,} candidates, at the pin {before:,}"
+            text = (
+                f"the rule {rule} leaves out {counted(after, 'candidate')}, at the pin {before:,}"
+            )
             yield Cause(name=f"rule {rule}", message=text)
 
 
@@ -170,9 +173,7 @@ def _strongest(weighed: Sequence[tuple[float, Change, float]], words: Any) -> li
     strong.sort(key=lambda w: -abs(w[0]))
     shown = [Cause(name=c.name, message=f"{c.text}: {words(old)}") for _, c, old in strong[:NAMED]]
     if more := len(strong) - len(shown):
-        shown.append(
-            Cause(name="others", message=f"{more} more number{'s' * (more > 1)} changed too")
-        )
+        shown.append(Cause(name="others", message=f"{counted(more, 'more number')} changed too"))
     return shown
 
 

@@ -25,7 +25,7 @@ from autoparallel.measured.rows import REQUIRED, MeasuredRun, read_runs
 from autoparallel.regression.kinds import Kind
 from autoparallel.regression.lock import MAX_SAMPLES, Samples
 from autoparallel.regression.words import figure_text, percent
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 ALPHA = 0.01
 """Chance that the test alone calls equal runs worse."""
@@ -75,8 +75,8 @@ def compared(
     p = worse_p(old, new, sign)
     worse = effect > least_effect and p <= ALPHA
     text = (
-        f"median {figure_text(name, before)} of {len(old)} runs -> {figure_text(name, after)} of "
-        f"{len(new)} ({percent(after / before - 1)}), p {p:.2g}"
+        f"median {figure_text(name, before)} of {counted(len(old), 'run')} -> "
+        f"{figure_text(name, after)} of {len(new)} ({percent(after / before - 1)}), p {p:.2g}"
     )
     limits = f"fails over {least_effect:.2%} with p <= {ALPHA}"
     return Comparison(worse=worse, before=before, after=after, message=f"{text}; {limits}")
@@ -89,8 +89,10 @@ def check_enough(old: int, new: int) -> None:
         ConfigError: even runs that do not overlap could not be told apart.
     """
     if 1 / math.comb(old + new, new) > ALPHA:
-        rule = f"and {old} pinned runs cannot be told apart with p {ALPHA}"
-        raise bad_value("measured", f"{new} runs", rule, "measure at least 5 runs on both sides")
+        rule = f"and {counted(old, 'pinned run')} cannot be told apart with p {ALPHA}"
+        raise bad_value(
+            "measured", counted(new, "run"), rule, "measure at least 5 runs on both sides"
+        )
 
 
 def worse_p(old: Sequence[float], new: Sequence[float], sign: int = 1) -> float:
@@ -104,7 +106,9 @@ def worse_p(old: Sequence[float], new: Sequence[float], sign: int = 1) -> float:
 def _against_prediction(
     after: float, runs: int, sign: int, interval: tuple[float, float] | None, name: str
 ) -> Comparison:
-    text = f"median {figure_text(name, after)} of {runs} runs; the lock pins no measurement"
+    text = (
+        f"median {figure_text(name, after)} of {counted(runs, 'run')}; the lock pins no measurement"
+    )
     if interval is None:
         return Comparison(worse=False, before=None, after=after, message=text)
     low, high = interval

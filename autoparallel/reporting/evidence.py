@@ -8,7 +8,7 @@ from autoparallel.reporting.figures import trust
 from autoparallel.reporting.page import Drawing, Item, Prose, Section, Table
 from autoparallel.reporting.run import TrainingRun
 from autoparallel.reporting.wording import time_scale
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 
 def measured_section(run: TrainingRun) -> Section:
@@ -58,10 +58,10 @@ def measured_section(run: TrainingRun) -> Section:
 def rests_on(found: Calibration) -> str:
     """Where the constants of a calibration come from, in one sentence."""
     if found.state == "measured":
-        text = f"Constants are fitted to {found.rows} measured runs of {found.family}"
+        text = f"Constants are fitted to {counted(found.rows, 'measured run')} of {found.family}"
     elif found.borrowed_from:
         text = f"Constants for {found.family} are borrowed from {found.lender}"
-        text += f" ({found.rows:,} runs)"
+        text += f" ({counted(found.rows, 'run')})"
     else:
         text = f"Constants for {found.family} are assumed"
     return text + (f" ({found.source})." if found.source else ".")

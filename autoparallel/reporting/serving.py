@@ -18,7 +18,7 @@ from autoparallel.reporting.serving_wording import outcome, rests_on
 from autoparallel.reporting.wording import number
 from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker, load_serving_plan
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +74,7 @@ def decision(run: ServingRun) -> str:
     """What to deploy, in one sentence."""
     best = run.plan.entries[0]
     what = f"{best.backend} {best.mode}, {words(best)}"
-    return f"Deploy {what} on {_gpus(best.gpus)}: {outcome(best)}."
-
-
-def _gpus(count: int) -> str:
-    return f"{count:,} GPU{'s' * (count != 1)}"
+    return f"Deploy {what} on {counted(best.gpus, 'GPU')}: {outcome(best)}."
 
 
 def words(entry: ServingEntry) -> str:
@@ -112,11 +108,11 @@ def _asked(request: ServingRequest) -> str:
     load = (
         f"{request.request_rate:g} requests/s"
         if request.request_rate is not None
-        else f"{request.concurrency} clients"
+        else counted(request.concurrency, "client")
         if request.concurrency
         else "as many requests as the limits allow"
     )
-    gpus = _gpus(request.num_gpus) if request.num_gpus else "as few GPUs as needed"
+    gpus = counted(request.num_gpus, "GPU") if request.num_gpus else "as few GPUs as needed"
     shape = f"{request.input_tokens:,} + {request.output_tokens:,} tokens a request"
     return ", ".join(
         [gpus, shape, load, *(limits or ["no limits"]), f"objective {request.objective}"]
@@ -268,7 +264,7 @@ def _resources(run: ServingRun) -> list[Item]:
 
 def _sieve(plan: ServingPlan) -> list[Item]:
     text = (
-        f"{plan.considered:,} deployments considered, {plan.evaluated:,} evaluated, "
+        f"{counted(plan.considered, 'deployment')} considered, {plan.evaluated:,} evaluated, "
         f"{plan.feasible:,} fit and keep the limits, in {plan.search_s:.2f} s."
     )
     return [

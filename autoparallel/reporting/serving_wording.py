@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autoparallel.reporting.wording import number
+from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.inference.calibrated import ServingCalibration
@@ -63,7 +64,7 @@ def outcome(entry: ServingEntry) -> str:
 def rests_on(found: ServingCalibration) -> str:
     """Whose measured figures predictions rest on, in one sentence."""
     if found.state == "measured":
-        text = f"Numbers rest on {found.rows} measured figures of {found.family}"
+        text = f"Numbers rest on {counted(found.rows, 'measured figure')} of {found.family}"
     else:
         text = f"No figure of {found.family} is known: numbers are assumed"
         if found.borrowed_from:

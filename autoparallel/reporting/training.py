@@ -27,7 +27,7 @@ from autoparallel.reporting.wording import (
     time_scale,
     time_text,
 )
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 Progress = Callable[[str], None]
 
@@ -227,7 +227,7 @@ def _space(run: TrainingRun, found: Candidates | None) -> list[Item]:
     plan = run.plan
     items: list[Item] = [
         Prose(
-            text=f"{plan.considered:,} layouts considered, {plan.legal:,} legal, "
+            text=f"{counted(plan.considered, 'layout')} considered, {plan.legal:,} legal, "
             f"{plan.evaluated:,} evaluated, {plan.feasible:,} fit, in {plan.search_s:.2f} s."
         )
     ]
@@ -258,8 +258,8 @@ def _space(run: TrainingRun, found: Candidates | None) -> list[Item]:
                 name="parallel-figure",
                 title="Knobs of the fitting layouts",
                 caption=(
-                    f"{len(lines.band):,} layouts, one line each: the fastest, and an even sample "
-                    "of the others. A click in the legend hides a band."
+                    f"{counted(len(lines.band), 'layout')}, one line each: the fastest, and an "
+                    "even sample of the others. A click in the legend hides a band."
                 ),
                 figure=space.parallel_coordinates(lines),
             )

@@ -10,7 +10,7 @@ from autoparallel.cost.step import StepTime
 from autoparallel.plan import Plan
 from autoparallel.ranking import Setting, interval_ties, sampled_times, surest_choice, ties
 from autoparallel.request import TrainingRequest
-from autoparallel.units import GIB
+from autoparallel.units import GIB, counted
 
 UNSURE, SURER = 0.9, 0.05
 """Chance to fit below which a surer layout is named, and how much surer it has to be."""
@@ -130,8 +130,8 @@ def decision(plan: Plan, equal: Sequence[bool], capacity_bytes: float, mark: str
     if winner.measured and winner.measured.iteration_s and winner.corrected:
         text += f" Trials measured {time_text(winner.measured.iteration_s)}."
     if others:
-        subject = f"1 other {mark}cannot" if others == 1 else f"{others} others {mark}cannot"
-        text += f" {subject} be told from it: measure before choosing between them."
+        text += f" {counted(others, 'other')} {mark}cannot be told from it: "
+        text += "measure before choosing between them."
     return text + _surer(plan, equal)
 
 

@@ -27,11 +27,15 @@ from autoparallel.model import Shape
 Bool: TypeAlias = Any
 """A bool, or a bool column [N]."""
 
-P2P, ALL_GATHER, A2A, HIERARCHICAL = range(len(CP_COMM_TYPES))
-NO_RECOMPUTE, SELECTIVE, FULL = range(len(GRANULARITIES))
-UNIFORM, BLOCK = range(len(METHODS))
-ONE_F_ONE_B, INTERLEAVED, BREADTH_FIRST, ZB1P, ZB2P = range(len(SCHEDULES))
-NO_GRAPH, GRAPH_ATTN, GRAPH_MLP, GRAPH_MOE, GRAPH_LAYER = range(len(GRAPH_SCOPES))
+ALL_GATHER, A2A, HIERARCHICAL = (CP_COMM_TYPES.index(x) for x in ("all_gather", "a2a", "a2a+p2p"))
+SELECTIVE, FULL = (GRANULARITIES.index(name) for name in ("selective", "full"))
+UNIFORM, BLOCK = (METHODS.index(name) for name in ("uniform", "block"))
+ONE_F_ONE_B, INTERLEAVED, BREADTH_FIRST = (
+    SCHEDULES.index(name) for name in ("1f1b", "interleaved", "bfs")
+)
+NO_GRAPH, GRAPH_MLP, GRAPH_MOE, GRAPH_LAYER = (
+    GRAPH_SCOPES.index(name) for name in ("none", "mlp", "moe", "full")
+)
 FP16, FP8, MXFP8 = (PRECISIONS.index(name) for name in ("fp16", "fp8", "mxfp8"))
 
 

@@ -18,6 +18,7 @@ from autoparallel.profiles import EVERYTHING, Calibration
 from autoparallel.scoreboard.predictions import calibration_of, folders
 from autoparallel.scoreboard.scores import Block, Column, Errors, error_block, macro_block
 from autoparallel.scoreboard.text import ERROR_COLUMNS, Text, error_row, percent
+from autoparallel.units import counted
 
 STAGES = ("before", "after", "left_out")
 
@@ -109,11 +110,13 @@ def worse_groups(answer: Mapping[str, Any]) -> Iterator[str]:
     for name, group in answer["by_group"].items():
         if group["after"] > group["before"] + WORSE:
             errors = f"{percent(group['before'])} before, {percent(group['after'])} after"
-            runs = f"{group['n']} run{'s' if group['n'] > 1 else ''}"
+            beside = "disagree with each other or with what was fitted beside them"
+            if group["n"] == 1:
+                beside = "disagrees with what was fitted beside it"
             yield (
-                f"{name}: predicted worse than before ({errors}): its {runs} disagree with each "
-                "other or with what was fitted beside them; measure more, or keep the profile "
-                "there was"
+                f"{name}: predicted worse than before ({errors}): its "
+                f"{counted(group['n'], 'run')} {beside}; measure more, or keep the profile there "
+                "was"
             )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from autoparallel.scoreboard.score import Score
 from autoparallel.scoreboard.serving import METRICS, ServingTable, by_cell
 from autoparallel.scoreboard.table import Table, time_errors
+from autoparallel.units import counted
 
 MIN_ROWS_OF_A_CELL = 3
 
@@ -69,13 +70,14 @@ def figures(score: Score) -> Text:
 def _figures(score: Score) -> Iterator[tuple[str, str]]:
     macro, order, fits = score.macro, score.ranking, score.oom
     yield (
-        f"step time, {macro['groups']} split groups: median of medians / mean of medians",
+        f"step time, {counted(macro['groups'], 'split group')}: "
+        "median of medians / mean of medians",
         f"{percent(macro['median_of_medians'])} / {percent(macro['mean_of_medians'])}",
     )
     yield "split groups with a median error within 15 %", percent(macro["within_15pct"])
     yield (
-        f"order, {order['groups']} search groups of {order['distinct_layouts']} layouts: "
-        "best in our top 3 / picked / picked within 3 %",
+        f"order, {counted(order['groups'], 'search group')} of {order['distinct_layouts']} "
+        "layouts: best in our top 3 / picked / picked within 3 %",
         " / ".join(percent(order[n]) for n in ("top3", "top1", "top1_within_3pct")),
     )
     yield (

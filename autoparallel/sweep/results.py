@@ -15,6 +15,7 @@ from autoparallel.planning import searched, solved
 from autoparallel.ranking.spare import better_with_fewer
 from autoparallel.request import TrainingRequest
 from autoparallel.sweep.cases import SweepCase
+from autoparallel.units import counted
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1 << 20
@@ -103,7 +104,8 @@ def _found(case: SweepCase, request: TrainingRequest) -> SweepResult:
     if best is None or best.iteration_s is None or best.memory_bytes is None:
         state = "nothing_fits" if plan.legal else "not_legal"
         rules = ", ".join(f"{rule} {count:,}" for rule, count in list(plan.pruned.items())[:3])
-        text = f"none of {plan.legal:,} legal layouts fits" if plan.legal else f"by rule: {rules}"
+        none = f"none of {counted(plan.legal, 'legal layout')} fits"
+        text = none if plan.legal else f"by rule: {rules}"
         return _without(case, state, text, search_s=plan.search_s, **fewer)
     tokens = request.global_batch_size * request.seq_length
     return SweepResult(

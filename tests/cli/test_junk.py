@@ -193,7 +193,7 @@ def test_a_request_that_is_none_is_refused(run, tmp_path, content):
             ("export", "x", "--rank", "99"),
             "--rank: 99 is not in a plan of 10 layouts; give 1 to 10",
         ),
-        (("regress", "pin", "x", "--to", "a.lock.yaml", "--rank", "99"), "entries; give 1 to 10"),
+        (("regress", "pin", "x", "--to", "a.lock.yaml", "--rank", "99"), "layouts; give 1 to 10"),
     ],
 )
 def test_a_slip_of_the_hand_is_told_what_to_try(run, saved, words, says):

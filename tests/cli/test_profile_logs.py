@@ -55,6 +55,6 @@ def test_logs_of_something_else_are_exit_4(
     (tmp_path / "logs" / "a.log").write_bytes((RECORDED / "megatron_good.log").read_bytes())
     before = (run / "plan.json").read_bytes()
     assert autoparallel("profile", str(run), "--from-logs", str(tmp_path / "logs")) == 4
-    assert "0 of 1 runs" in capsys.readouterr().err
+    assert "0 of 1 run in" in capsys.readouterr().err
     assert autoparallel("profile", str(run), "--from-logs", str(tmp_path / "none")) == 2
     assert (run / "plan.json").read_bytes() == before

@@ -118,3 +118,6 @@ def test_a_group_that_a_fit_makes_worse_is_named():
     (said,) = worse_groups({"by_group": groups})
     for word in ("worse:", "30.4 %", "39.0 %", "3 runs"):
         assert word in said
+    groups["worse"]["n"] = 1
+    (said,) = worse_groups({"by_group": groups})
+    assert "its 1 run disagrees with what was fitted beside it;" in said

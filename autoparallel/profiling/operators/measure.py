@@ -9,6 +9,7 @@ from pathlib import Path
 
 from autoparallel import catalog
 from autoparallel.errors import bad_value, nearest
+from autoparallel.hardware import Gpu
 from autoparallel.profiling.errand import Errand
 from autoparallel.profiling.job import DEVICES
 from autoparallel.profiling.launcher import Launcher
@@ -90,8 +91,7 @@ def measure(
     record = catalog.gpu(gpu or there.catalog_name, config_dir)
     shapes = TINY if tiny or there.device == "cpu" else FULL
     most = _most_ranks(ranks, there)
-    made_with = _made_with(there, record.name, shapes is TINY)
-    samples = Samples(out / "operators" / SAMPLES_FILE, made_with)
+    samples = Samples(out / "operators" / SAMPLES_FILE, _made_with(there, record, shapes))
     grid = Grid(shapes=shapes, fp8=there.fp8, most=most)
     before = len(samples)
     plain = replace(asked, device=there.device)
@@ -100,19 +100,13 @@ def measure(
         bench.take(kind, grid, samples, progress)
     bench.clear()
     missing = sum(key not in samples for kind in KINDS for key in grid.keys(kind))
-    files: tuple[str, ...] = ()
-    if not missing:
-        rate = _link_bytes_per_s(there, record.name, config_dir)
-        header = Header(gpu=record, link_bytes_per_s=rate, device=there.name,
-                        made_with=made_with, shapes=shapes)  # fmt: skip
-        files = write_tables(out / "operators", samples, header)
     return Measured(
         folder=out,
         gpu=record.name,
         host=there.host,
         taken=len(samples) - before,
         left=missing,
-        files=files,
+        files=() if missing else _tables(samples, there, record, shapes, config_dir),
     )
 
 
@@ -232,6 +226,20 @@ def _most_ranks(asked: int | None, there: Machine) -> int:
     return asked or gpus
 
 
+def _tables(
+    samples: Samples, there: Machine, record: Gpu, shapes: Shapes, config_dir: Path | None
+) -> tuple[str, ...]:
+    """Write the tables of samples that are complete, beside these; the names of the files."""
+    header = Header(
+        gpu=record,
+        link_bytes_per_s=_link_bytes_per_s(there, record.name, config_dir),
+        device=there.name,
+        made_with=_made_with(there, record, shapes),
+        shapes=shapes,
+    )
+    return write_tables(samples.path.parent, samples, header)
+
+
 def _link_bytes_per_s(there: Machine, gpu: str, config_dir: Path | None) -> float:
     """Nominal rate of the node's fast links."""
     if there.device == "cpu":
@@ -239,7 +247,8 @@ def _link_bytes_per_s(there: Machine, gpu: str, config_dir: Path | None) -> floa
     return cluster_of(there.node, gpu, config_dir).intra_bytes_per_s
 
 
-def _made_with(there: Machine, gpu: str, tiny: bool) -> dict[str, str]:
-    found = {"device": there.name, "gpu": gpu, "grid": "tiny" if tiny else "full"}
+def _made_with(there: Machine, record: Gpu, shapes: Shapes) -> dict[str, str]:
+    grid = "tiny" if shapes is TINY else "full"
+    found = {"device": there.name, "gpu": record.name, "grid": grid}
     found |= {"torch": there.torch, "autoparallel": version_of()}
     return found | ({"cuda": there.cuda} if there.cuda else {})

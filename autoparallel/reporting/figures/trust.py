@@ -10,6 +10,7 @@ from autoparallel.plan import PlanEntry
 from autoparallel.reporting.figures import style
 from autoparallel.reporting.origins import Constant
 from autoparallel.reporting.wording import time_scale
+from autoparallel.units import counted
 
 
 def predicted_and_measured(entries: Sequence[tuple[str, PlanEntry]]) -> go.Figure:
@@ -41,7 +42,9 @@ def predicted_and_measured(entries: Sequence[tuple[str, PlanEntry]]) -> go.Figur
         mode="markers",
         name="measured",
         marker={"size": 11, "color": style.ORANGE, "symbol": "diamond"},
-        customdata=[f"{m.mode} on {m.device}, {m.impl}, {m.steps} steps" for _, m in timed],
+        customdata=[
+            f"{m.mode} on {m.device}, {m.impl}, {counted(m.steps, 'step')}" for _, m in timed
+        ],
         hovertemplate=f"%{{y}}: %{{x:.3f}} {unit}<br>%{{customdata}}<extra></extra>",
     )
     figure.update_yaxes(
