@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoparallel import strict_json as check
 from autoparallel.constants import FITS
+from autoparallel.counts import counted
 from autoparallel.envelope import Envelope, envelope_values, read_envelope
 from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.layout import Layout
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,11 +23,6 @@ MS = 1e-3
 DAY_S = 86_400.0
 
 
-def counted(number: int, noun: str) -> str:
-    """A count with what it counts, for people: `1 run`, `2,685 runs`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def indicator(condition: Any) -> Num:
     """1.0 where `condition` holds and 0.0 elsewhere, scalar or [N]: a switch in a formula."""
     number: Num = np.asarray(condition, dtype=np.float64)

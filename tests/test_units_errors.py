@@ -1,4 +1,4 @@
-"""Units that convert, and errors that a user can act on."""
+"""Units that convert, counts that read well, and errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoparallel import errors, units
+from autoparallel.counts import counted
 from autoparallel.errors import AutoparallelError, CatalogError, ConfigError, bad_value, nearest
 
 WORDS = st.lists(
@@ -25,7 +26,7 @@ def test_units_are_si_or_binary_as_named() -> None:
     ("number", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs"), (2685, "2,685 runs")]
 )
 def test_a_count_of_one_reads_as_one(number: int, text: str) -> None:
-    assert units.counted(number, "run") == text
+    assert counted(number, "run") == text
 
 
 def test_a_product_of_units_stays_a_float_column() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoparallel.calibration.training import LeftOut, Rows, leave_one_group_out
 from autoparallel.cost.step import StepTime
-from autoparallel.units import counted
+from autoparallel.counts import counted
 
 Progress = Callable[[str], None]
 

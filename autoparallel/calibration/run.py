@@ -29,10 +29,10 @@ from autoparallel.calibration.training import (
     timed_rows,
 )
 from autoparallel.constants import NORMAL_90, MemoryConstants, bounds
+from autoparallel.counts import counted
 from autoparallel.errors import ProfileError
 from autoparallel.measured.cases import Reading
 from autoparallel.profiles import Calibration
-from autoparallel.units import counted
 
 Column = NDArray[np.float64]
 Progress = Callable[[str], None]

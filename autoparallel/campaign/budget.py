@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from autoparallel.counts import counted
 from autoparallel.profiling.job import Result
 from autoparallel.profiling.store import Trial
-from autoparallel.units import counted
 
 _CUT = "cut by the campaign's end"
 ENOUGH_STEPS = 2

@@ -18,6 +18,7 @@ from autoparallel.campaign.candidates import beliefs
 from autoparallel.campaign.outcome import Outcome
 from autoparallel.campaign.rows import measured_rows
 from autoparallel.constants import NORMAL_90
+from autoparallel.counts import counted
 from autoparallel.layout import Layout
 from autoparallel.measured.cases import read
 from autoparallel.measured.rows import MeasuredRun
@@ -28,7 +29,6 @@ from autoparallel.profiling.beliefs import Column
 from autoparallel.profiling.study import noise
 from autoparallel.ranking import setting
 from autoparallel.request import TrainingRequest
-from autoparallel.units import counted
 
 ROWS_FILE = "measured.csv"
 PROFILES_FOLDER = "profiles"

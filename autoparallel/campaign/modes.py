@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from autoparallel.counts import counted
 from autoparallel.errors import bad_value
 from autoparallel.layout import Layout
 from autoparallel.model import Model
@@ -17,7 +18,6 @@ from autoparallel.plan import PlanEntry
 from autoparallel.planning import estimate
 from autoparallel.profiling.job import Job, Result, timing
 from autoparallel.request import TrainingRequest
-from autoparallel.units import counted
 
 _COMMUNICATION = ("tp_comm_s", "cp_comm_s", "ep_comm_s", "dp_comm_s", "pp_comm_s")
 _PREDICTED_WAITING = "communication and bubble are predicted, not measured"

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from autoparallel.cli import common
+from autoparallel.counts import counted
 from autoparallel.errors import bad_value, nearest
-from autoparallel.units import counted
 
 GROUPS = {
     "models": "model",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, bad_value
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoparallel.cli import common, screen
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.layout import Layout

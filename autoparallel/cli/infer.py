@@ -11,8 +11,8 @@ import typer
 
 from autoparallel.cli import common, screen
 from autoparallel.cli import infer_flags as flag
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, NothingFitsError
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.request import ServingRequest

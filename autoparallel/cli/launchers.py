@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from autoparallel.counts import counted
 from autoparallel.errors import bad_value, nearest
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.launcher import Launcher

@@ -16,7 +16,7 @@ from autoparallel.cli.launchers import (
     SiteFlag,
     errand_launcher,
 )
-from autoparallel.units import counted
+from autoparallel.counts import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.operators.measure import Measured

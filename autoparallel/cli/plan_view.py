@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
+from autoparallel.counts import counted
 from autoparallel.reporting import wording
 from autoparallel.reporting.wording import day_digits, part_name, time_scale, time_text
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoparallel.cli.outcome import complain
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, LaunchError
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
+from autoparallel.counts import counted
 from autoparallel.profiling.beliefs import CPU_TRIAL_SIGMA, TRIAL_SIGMA
-from autoparallel.units import GIB, MS, counted
+from autoparallel.units import GIB, MS
 
 if TYPE_CHECKING:
     from autoparallel.campaign import Event

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoparallel.cli.launchers import launcher
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, LaunchError, bad_value
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.profiling.job import Job, Result

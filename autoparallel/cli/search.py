@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from autoparallel.cli import common, screen
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, NothingFitsError
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.cost.simulated import Simulated

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Column, Line, firm, prose
 from autoparallel.constants import NORMAL_90
+from autoparallel.counts import counted
 from autoparallel.reporting import serving_wording
 from autoparallel.reporting.serving_wording import deployment, outcome, rate
 from autoparallel.reporting.wording import number
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 if TYPE_CHECKING:
     from autoparallel.inference.calibrated import ServingCalibration

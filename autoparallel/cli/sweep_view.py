@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoparallel.cli import screen
 from autoparallel.cli.screen import Line
-from autoparallel.units import counted
+from autoparallel.counts import counted
 
 if TYPE_CHECKING:
     from autoparallel.sweep import Limits, SweepResult

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoparallel.cli import common
+from autoparallel.counts import counted
 from autoparallel.errors import bad_value
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.scoreboard import Score

@@ -6,6 +6,7 @@ tensor size counts all GPUs of a stage, and its limits are of all attention copi
 
 from __future__ import annotations
 
+from autoparallel.counts import counted
 from autoparallel.exporting.serving import (
     COORDINATION_PORT,
     QUANTIZATION,
@@ -20,7 +21,6 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
-from autoparallel.units import counted
 
 VERSION = "0.5.23"
 IMAGE = f"lmsysorg/sglang:v{VERSION}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from autoparallel.counts import counted
 from autoparallel.exporting.serving import (
     FIRST_PORT,
     Deployment,
@@ -24,7 +25,6 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
-from autoparallel.units import counted
 
 VERSION = "1.3.0rc29"
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError
 from autoparallel.exporting.serving import (
     COORDINATION_PORT,
@@ -22,7 +23,6 @@ from autoparallel.exporting.serving import (
     visible,
 )
 from autoparallel.serving_plan import Worker
-from autoparallel.units import counted
 
 VERSION = "0.33.0"
 IMAGE = f"vllm/vllm-openai:v{VERSION}"

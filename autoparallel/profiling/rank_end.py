@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from autoparallel import strict_json as check
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError
 from autoparallel.profiling.errand import Work
 from autoparallel.profiling.job import (
@@ -24,7 +25,6 @@ from autoparallel.profiling.job import (
     Result,
     timing,
 )
-from autoparallel.units import counted
 
 END_MARK = "autoparallel-rank-end "
 STEP_MARK = "autoparallel-step "

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoparallel.constants import FITS
+from autoparallel.counts import counted
 from autoparallel.regression.kinds import Numbers, Standing, Today
 from autoparallel.regression.lock import Lock
 from autoparallel.regression.words import figure_text, percent, value_text
-from autoparallel.units import counted
 
 NAMED = 5
 """Causes that are named; the rest is counted."""

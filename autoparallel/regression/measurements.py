@@ -19,13 +19,14 @@ from statistics import median
 
 import numpy as np
 
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError, bad_value, nearest, shown
 from autoparallel.files import read_text
 from autoparallel.measured.rows import REQUIRED, MeasuredRun, read_runs
 from autoparallel.regression.kinds import Kind
 from autoparallel.regression.lock import MAX_SAMPLES, Samples
 from autoparallel.regression.words import figure_text, percent
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 ALPHA = 0.01
 """Chance that the test alone calls equal runs worse."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from autoparallel.counts import counted
 from autoparallel.profiles import Calibration
 from autoparallel.reporting import origins
 from autoparallel.reporting.figures import trust
 from autoparallel.reporting.page import Drawing, Item, Prose, Section, Table
 from autoparallel.reporting.run import TrainingRun
 from autoparallel.reporting.wording import time_scale
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 
 def measured_section(run: TrainingRun) -> Section:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoparallel import catalog
+from autoparallel.counts import counted
 from autoparallel.errors import NothingFitsError, one_line
 from autoparallel.inference.calibrated import serving_calibration
 from autoparallel.reporting.breakdown import BROKEN_DOWN, Bar
@@ -18,7 +19,7 @@ from autoparallel.reporting.serving_wording import outcome, rests_on
 from autoparallel.reporting.wording import number
 from autoparallel.request import ServingRequest
 from autoparallel.serving_plan import ServingEntry, ServingPlan, Worker, load_serving_plan
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autoparallel.counts import counted
 from autoparallel.reporting.wording import number
-from autoparallel.units import counted
 
 if TYPE_CHECKING:
     from autoparallel.inference.calibrated import ServingCalibration

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoparallel.constants import FITS
+from autoparallel.counts import counted
 from autoparallel.plan import PlanEntry
 from autoparallel.reporting import breakdown, stage_memory
 from autoparallel.reporting.baseline import Given
@@ -27,7 +28,7 @@ from autoparallel.reporting.wording import (
     time_scale,
     time_text,
 )
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 Progress = Callable[[str], None]
 

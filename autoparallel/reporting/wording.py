@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoparallel.cost.step import StepTime
+from autoparallel.counts import counted
 from autoparallel.plan import Plan
 from autoparallel.ranking import Setting, interval_ties, sampled_times, surest_choice, ties
 from autoparallel.request import TrainingRequest
-from autoparallel.units import GIB, counted
+from autoparallel.units import GIB
 
 UNSURE, SURER = 0.9, 0.05
 """Chance to fit below which a surer layout is named, and how much surer it has to be."""

@@ -14,11 +14,11 @@ from autoparallel.calibration.run import Outcome
 from autoparallel.calibration.training import LeftOut, Rows, errors_of, time_family
 from autoparallel.cost.step import interval_s
 from autoparallel.cost.unique import gathered
+from autoparallel.counts import counted
 from autoparallel.profiles import EVERYTHING, Calibration
 from autoparallel.scoreboard.predictions import calibration_of, folders
 from autoparallel.scoreboard.scores import Block, Column, Errors, error_block, macro_block
 from autoparallel.scoreboard.text import ERROR_COLUMNS, Text, error_row, percent
-from autoparallel.units import counted
 
 STAGES = ("before", "after", "left_out")
 

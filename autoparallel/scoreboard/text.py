@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from autoparallel.counts import counted
 from autoparallel.scoreboard.score import Score
 from autoparallel.scoreboard.serving import METRICS, ServingTable, by_cell
 from autoparallel.scoreboard.table import Table, time_errors
-from autoparallel.units import counted
 
 MIN_ROWS_OF_A_CELL = 3
 

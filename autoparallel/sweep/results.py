@@ -10,12 +10,12 @@ from typing import Any
 
 from autoparallel import files
 from autoparallel import strict_json as check
+from autoparallel.counts import counted
 from autoparallel.errors import AutoparallelError, ConfigError
 from autoparallel.planning import searched, solved
 from autoparallel.ranking.spare import better_with_fewer
 from autoparallel.request import TrainingRequest
 from autoparallel.sweep.cases import SweepCase
-from autoparallel.units import counted
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 1 << 20

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from autoparallel.counts import counted
 from autoparallel.plan import PlanEntry
 from autoparallel.reporting.figures import style
 from autoparallel.reporting.origins import Constant
 from autoparallel.reporting.wording import time_scale
-from autoparallel.units import counted
 
 
 def predicted_and_measured(entries: Sequence[tuple[str, PlanEntry]]) -> go.Figure:
