@@ -14,6 +14,7 @@ from autoparallel import files
 PACKAGE = Path(__file__).parents[1]
 _SINGLE = (
     "__init__.py",
+    "counts.py",
     "errors.py",
     "layout/__init__.py",
     "layout/columns.py",
