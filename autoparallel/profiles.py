@@ -192,7 +192,7 @@ def read_calibration(path: Path) -> Calibration:
     """
     data = profile_data(path, _KEYS)
     return Calibration(
-        **provenance(path, data),
+        **profile_head(path, data),
         constants=record(path, Constants, "constants", data),
         memory=record(path, MemoryConstants, "memory", data),
         spread=record(path, Spread, "spread", data),
@@ -213,7 +213,7 @@ def profile_data(path: Path, keys: Sequence[str]) -> Mapping[str, object]:
     return data
 
 
-def provenance(path: Path, data: Mapping[str, object]) -> dict[str, Any]:
+def profile_head(path: Path, data: Mapping[str, object]) -> dict[str, Any]:
     """What profiles of training and of serving both say of themselves, as fields of either.
 
     Raises:

@@ -14,7 +14,7 @@ from autoparallel.inference.constants import (
     ServingConstants,
     expected,
 )
-from autoparallel.profiles import GENERATIONS, profile_data, provenance, record
+from autoparallel.profiles import GENERATIONS, profile_data, profile_head, record
 
 FOLDER = "serving"
 EVERYTHING = "all"
@@ -162,7 +162,7 @@ def read_serving(path: Path) -> ServingCalibration:
     """
     data = profile_data(path, _KEYS)
     return ServingCalibration(
-        **provenance(path, data),
+        **profile_head(path, data),
         constants=record(path, ServingConstants, "constants", data),
         spread=record(path, ServingSpread, "spread", data),
         gpus=_gpus(path, data.get("gpus")),

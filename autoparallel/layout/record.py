@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -194,8 +194,13 @@ def _write_schedule(layout: Layout) -> list[str]:
 def _write_stages(layout: Layout) -> list[str]:
     if not layout.stage_layers:
         return []
-    runs = [(value, len(list(same))) for value, same in groupby(layout.stage_layers)]
-    return ["stages=" + ",".join(f"{v}*{n}" if n > 1 else f"{v}" for v, n in runs)]
+    return [stages_word(layout.stage_layers)]
+
+
+def stages_word(layers: Iterable[int]) -> str:
+    """The layers of every virtual stage as a word, `stages=7,8*6,7`."""
+    runs = [(value, len(list(same))) for value, same in groupby(layers)]
+    return "stages=" + ",".join(f"{v}*{n}" if n > 1 else f"{v}" for v, n in runs)
 
 
 def _read_stages(word: str) -> dict[str, Any]:

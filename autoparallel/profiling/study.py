@@ -30,6 +30,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from autoparallel.counts import counted
 from autoparallel.errors import ConfigError
 from autoparallel.layout import GRANULARITIES, Layout
 from autoparallel.profiling.beliefs import (
@@ -326,9 +327,8 @@ class Study:
             return None
         measured = len(self.seen.measured)
         asked = "asked for" if measured <= self._top else f"where {self._top} were asked for,"
-        self.reason = f"the {measured} layouts {asked} are measured"
-        if measured == 1:
-            self.reason = "the 1 layout asked for is measured"
+        verb = "is" if measured == 1 else "are"
+        self.reason = f"the {counted(measured, 'layout')} {asked} {verb} measured"
         return None
 
     def _open(self) -> list[int]:

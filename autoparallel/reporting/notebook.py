@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoparallel.layout import Layout
-from autoparallel.plan import Plan
-from autoparallel.planning import searched
+from autoparallel.plan import Plan, PlanEntry
+from autoparallel.planning import searched, written
 from autoparallel.reporting import breakdown, stage_memory, timeline, what_if
 from autoparallel.reporting.candidates import Candidates, grid, of_ranked, parallel_lines, thinned
 from autoparallel.reporting.run import TrainingRun, training_run
@@ -50,13 +50,13 @@ class Figures:
         """Where the steps of the top plans go, beside a layout of yours and full recompute."""
         from autoparallel.reporting.figures import plans
 
-        return plans.step_parts(breakdown.step_bars(breakdown.rivals(self.run, _layout(baseline))))
+        return plans.step_parts(breakdown.step_bars(self._rivals(baseline)))
 
     def memory(self, baseline: str | Layout | None = None) -> go.Figure:
         """Memory of the same, by cause."""
         from autoparallel.reporting.figures import plans
 
-        bars = breakdown.memory_bars(breakdown.rivals(self.run, _layout(baseline)))
+        bars = breakdown.memory_bars(self._rivals(baseline))
         return plans.memory_parts(bars, self.run.capacity_bytes)
 
     def pareto(self) -> go.Figure:
@@ -110,11 +110,11 @@ class Figures:
 
         return write_report(training_report(self.run), Path(path))
 
+    def _rivals(self, baseline: str | Layout | None) -> list[tuple[str, PlanEntry]]:
+        own = written(baseline, self.run.request) if isinstance(baseline, str) else baseline
+        return breakdown.rivals(self.run, own)
+
     def _found(self) -> Candidates:
         found = self.candidates
         assert found is not None  # a plan with entries has fitting candidates
         return found
-
-
-def _layout(given: str | Layout | None) -> Layout | None:
-    return Layout.parse(given) if isinstance(given, str) else given

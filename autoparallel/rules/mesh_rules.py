@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoparallel.layout.record import stages_word
 from autoparallel.rules.case import (
     A2A,
     ALL_GATHER,
@@ -60,9 +61,8 @@ def _uneven(case: RuleCase) -> str:
     if not least:
         return ""
     first = (chunks - more) // 2
-    runs = [(least, first), (least + 1, more), (least, chunks - more - first)]
-    words = [f"{value}*{times}" if times > 1 else f"{value}" for value, times in runs if times]
-    return f", or write stages={','.join(words)}"
+    longer = range(first, first + more)
+    return f", or write {stages_word(least + (i in longer) for i in range(chunks))}"
 
 
 MESH_RULES = (
